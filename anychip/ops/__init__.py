@@ -1,0 +1,7 @@
+"""The ops seam: about a dozen functions that define the model's maths and that a chip may replace."""
+
+from .attention import Keys, Ranges
+from .hyper import HyperRule, HyperWeights
+from .seam import COSTS, Ops
+
+__all__ = ["COSTS", "HyperRule", "HyperWeights", "Keys", "Ops", "Ranges"]

@@ -1,0 +1,1 @@
+"""The published and the small configurations, as the publisher spells config.json."""
