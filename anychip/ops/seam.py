@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..record import Cost
-from . import attention, compress, experts, hyper, index, linear, loss, norm
+from . import attention as _attention
+from . import compress as _compress
+from . import experts as _experts
+from . import hyper as _hyper
+from . import index as _index
+from . import linear as _linear
+from . import loss as _loss
+from . import norm as _norm
 
 
 class Ops:
@@ -14,22 +21,22 @@ class Ops:
     Each function's shapes, units and source are in its module; `COSTS` has its FLOPs and bytes.
     """
 
-    linear = staticmethod(linear.linear)
-    grouped_linear = staticmethod(linear.grouped_linear)
-    embed = staticmethod(linear.embed)
-    rms_norm = staticmethod(norm.rms_norm)
-    rope = staticmethod(norm.rope)
-    norm_rope = staticmethod(norm.norm_rope)
-    attention = staticmethod(attention.attention)
-    compress = staticmethod(compress.compress)
-    index_topk = staticmethod(index.index_topk)
-    route = staticmethod(experts.route)
-    mlp = staticmethod(experts.mlp)
-    experts = staticmethod(experts.experts)
-    hc_pre = staticmethod(hyper.hc_pre)
-    hc_post = staticmethod(hyper.hc_post)
-    hc_head = staticmethod(hyper.hc_head)
-    cross_entropy = staticmethod(loss.cross_entropy)
+    linear = staticmethod(_linear.linear)
+    grouped_linear = staticmethod(_linear.grouped_linear)
+    embed = staticmethod(_linear.embed)
+    rms_norm = staticmethod(_norm.rms_norm)
+    rope = staticmethod(_norm.rope)
+    norm_rope = staticmethod(_norm.norm_rope)
+    attention = staticmethod(_attention.attention)
+    compress = staticmethod(_compress.compress)
+    index_topk = staticmethod(_index.index_topk)
+    route = staticmethod(_experts.route)
+    mlp = staticmethod(_experts.mlp)
+    experts = staticmethod(_experts.experts)
+    hc_pre = staticmethod(_hyper.hc_pre)
+    hc_post = staticmethod(_hyper.hc_post)
+    hc_head = staticmethod(_hyper.hc_head)
+    cross_entropy = staticmethod(_loss.cross_entropy)
 
     def at(self, layer: str) -> Ops:
         """Return these ops for use in the named part of the model (recording ops note the name)."""
@@ -37,20 +44,20 @@ class Ops:
 
 
 COSTS: dict[str, Callable[..., Cost]] = {
-    "linear": linear.linear_cost,
-    "grouped_linear": linear.grouped_linear_cost,
-    "embed": linear.embed_cost,
-    "rms_norm": norm.rms_norm_cost,
-    "rope": norm.rope_cost,
-    "norm_rope": norm.norm_rope_cost,
-    "attention": attention.attention_cost,
-    "compress": compress.compress_cost,
-    "index_topk": index.index_topk_cost,
-    "route": experts.route_cost,
-    "mlp": experts.mlp_cost,
-    "experts": experts.experts_cost,
-    "hc_pre": hyper.hc_pre_cost,
-    "hc_post": hyper.hc_post_cost,
-    "hc_head": hyper.hc_head_cost,
-    "cross_entropy": loss.cross_entropy_cost,
+    "linear": _linear.linear_cost,
+    "grouped_linear": _linear.grouped_linear_cost,
+    "embed": _linear.embed_cost,
+    "rms_norm": _norm.rms_norm_cost,
+    "rope": _norm.rope_cost,
+    "norm_rope": _norm.norm_rope_cost,
+    "attention": _attention.attention_cost,
+    "compress": _compress.compress_cost,
+    "index_topk": _index.index_topk_cost,
+    "route": _experts.route_cost,
+    "mlp": _experts.mlp_cost,
+    "experts": _experts.experts_cost,
+    "hc_pre": _hyper.hc_pre_cost,
+    "hc_post": _hyper.hc_post_cost,
+    "hc_head": _hyper.hc_head_cost,
+    "cross_entropy": _loss.cross_entropy_cost,
 }
