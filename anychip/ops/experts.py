@@ -24,7 +24,7 @@ def route(
     score_TE = F.softplus(F.linear(x_Td.float(), weight_Ed.float())).sqrt()
     if ids_TK is None:
         choice = score_TE.detach() if bias_E is None else score_TE.detach() + bias_E.float()
-        ids_TK = choice.argsort(-1, descending=True, stable=True)[:, :topk]
+        ids_TK = choice.sort(dim=-1, descending=True, stable=True).indices[:, :topk]
     weight_TK = score_TE.gather(1, ids_TK.long())
     return ids_TK.long(), weight_TK / weight_TK.sum(-1, keepdim=True)
 

@@ -31,7 +31,7 @@ def _best(query_THI: Tensor, weight_TH: Tensor, key_MI: Tensor, visible: Ranges,
     span = slice(at, at + _BLOCK)
     rows, seen = range_rows(visible, span)
     score = index_scores(query_THI[span], weight_TH[span], key_MI, rows).masked_fill(~seen, float("-inf"))
-    order = score.argsort(-1, descending=True, stable=True)[:, :topk]
+    order = score.sort(dim=-1, descending=True, stable=True).indices[:, :topk]
     kept = torch.where(seen.gather(1, order), rows.gather(1, order), torch.iinfo(torch.int32).max)
     kept = kept.sort(-1).values
     kept = torch.where(kept == torch.iinfo(torch.int32).max, -1, kept).int()

@@ -1,0 +1,35 @@
+"""How many parameters a model has, and how many of them one token uses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..config import ModelConfig
+from ..ops import Ops
+from .transformer import Transformer
+
+
+class ParameterCount(NamedTuple):
+    """Parameters of the main model (total, and active for one token) and of its MTP block."""
+
+    total: int
+    active: int
+    mtp_total: int
+    mtp_active: int
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Count on the meta device. Active leaves out the embedding (a lookup) and the experts a token does not visit."""
+    with torch.device("meta"):
+        model = Transformer(config, Ops())
+    total = active = mtp_total = mtp_active = 0
+    share = config.num_experts_per_tok / config.n_routed_experts
+    for name, parameter in model.named_parameters():
+        used = parameter.numel() * (share if ".experts." in name else 0 if name == "embed.weight" else 1)
+        if name.startswith("mtp."):
+            mtp_total, mtp_active = mtp_total + parameter.numel(), mtp_active + round(used)
+        else:
+            total, active = total + parameter.numel(), active + round(used)
+    return ParameterCount(total, active, mtp_total, mtp_active)

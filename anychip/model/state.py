@@ -1,0 +1,139 @@
+"""The decode state: a window of entries, compressed entries and indexer keys, and the compressors' open tokens.
+
+Every sequence owns a run of rows in each buffer. Buffers of tokens keep only the last few (older rows are
+dropped when room is needed); buffers of compressed entries keep all. All layers of a kind share one `Book`,
+so which row holds which position is worked out once a pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import InputError
+from .layout import Layout
+
+CSA, HCA = 4, 128
+
+
+@dataclass
+class Book:
+    """Which positions a buffer holds: sequence s has rows [s*capacity, (s+1)*capacity), from position base[s]."""
+
+    capacity: int
+    keep: int  # rows before the next token that must survive; -1 keeps all
+    base: list[int]
+    moves: list[tuple[int, int, int]] = field(default_factory=list)  # (from row, to row, rows) of this pass
+    targets: slice | Tensor | None = None  # rows that this pass's new rows go to
+
+    def begin(self, starts: tuple[int, ...], ends: tuple[int, ...]) -> None:
+        """Make room for positions starts..ends and note where they go."""
+        self.moves, spans = [], []
+        for s, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            if end - self.base[s] > self.capacity:
+                base = max(start - self.keep, 0)
+                origin = s * self.capacity
+                self.moves.append((origin + base - self.base[s], origin, start - base))
+                self.base[s] = base
+            offset = s * self.capacity - self.base[s]
+            spans.append((start + offset, end + offset))
+        if len(spans) == 1:
+            self.targets = slice(*spans[0])
+        else:
+            self.targets = torch.cat([torch.arange(a, b) for a, b in spans])
+
+    def row_of_zero(self) -> Tensor:
+        """Row at which position 0 of each sequence would lie, int64 [num sequences]."""
+        return torch.tensor([s * self.capacity - base for s, base in enumerate(self.base)])
+
+
+class State:
+    """The cache of `num_sequences` sequences of at most `max_tokens` each, fed at most `chunk` tokens a pass.
+
+    Bytes are exactly those of its tensors (`nbytes()`); a pass that fails half-way leaves it unusable.
+    """
+
+    def __init__(self, config: ModelConfig, max_tokens: int, *, num_sequences: int = 1, chunk: int = 1024,
+                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        if max_tokens > config.max_position_embeddings:
+            raise InputError(f"{max_tokens} tokens were asked for; this model's context is "
+                             f"{config.max_position_embeddings} (max_position_embeddings): shorten the input")
+        self.config, self.chunk, self.max_tokens = config, max(1, min(chunk, max_tokens)), max_tokens
+        self.num_tokens = [0] * num_sequences
+        self._books = self._make_books(num_sequences)
+        self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._layout: Layout | None = None
+        for layer, ratio in enumerate(config.compress_ratios):
+            for name, (book, width) in _buffers(config, ratio).items():
+                rows = self._books[book].capacity * num_sequences
+                self._tensors[layer, name] = torch.zeros(rows, width, device=device, dtype=dtype)
+
+    def _make_books(self, num_sequences: int) -> dict[str, Book]:
+        keep = {"window": self.config.sliding_window - 1, f"tokens{CSA}": 2 * CSA - 1, f"tokens{HCA}": HCA - 1}
+        books = {name: Book(kept + max(self.chunk, 64), kept, [0] * num_sequences) for name, kept in keep.items()}
+        for ratio in (CSA, HCA):
+            books[f"entries{ratio}"] = Book(max(self.max_tokens // ratio, 1), -1, [0] * num_sequences)
+        return books
+
+    def begin(self, layout: Layout) -> None:
+        """Make room for a pass. Raises InputError where it does not continue this state or exceeds its room."""
+        if list(layout.starts) != self.num_tokens:
+            raise InputError(f"the state holds {self.num_tokens} tokens, the layout continues from {layout.starts}")
+        if max(layout.ends) > self.max_tokens or max(layout.lengths) > self.chunk:
+            raise InputError(f"a pass of {layout.lengths} tokens to {layout.ends} exceeds this state "
+                             f"(max_tokens={self.max_tokens}, chunk={self.chunk})")
+        self._layout = layout
+        for name, book in self._books.items():
+            ratio = int(name.removeprefix("entries")) if name.startswith("entries") else 1
+            book.begin(tuple(n // ratio for n in layout.starts), tuple(n // ratio for n in layout.ends))
+
+    def row_of_zero(self, book: str) -> Tensor:
+        """Row of position (or entry) 0 of each sequence in the buffers of this book."""
+        return self._books[book].row_of_zero()
+
+    def write(self, layer: int, name: str, rows: Tensor) -> Tensor:
+        """Put this pass's rows of one buffer in place and return the whole buffer [rows, width]."""
+        book = self._books[_buffers(self.config, self.config.compress_ratios[layer])[name][0]]
+        tensor = self._tensors[layer, name]
+        for source, target, count in book.moves:
+            tensor[target : target + count] = tensor[source : source + count].clone()
+        tensor[book.targets] = rows
+        return tensor
+
+    def commit(self) -> None:
+        """End a pass: its tokens now belong to the state."""
+        assert self._layout is not None
+        self.num_tokens = list(self._layout.ends)
+
+    def nbytes(self) -> int:
+        """Return the bytes of all buffers."""
+        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+
+
+def _buffers(config: ModelConfig, ratio: int) -> dict[str, tuple[str, int]]:
+    """Name -> (book, width) of the buffers of one layer."""
+    found = {"window": ("window", config.head_dim)}
+    if ratio:
+        width = config.head_dim * (2 if ratio == CSA else 1)
+        found |= {"compressor.value": (f"tokens{ratio}", width), "compressor.gate": (f"tokens{ratio}", width),
+                  "compressor.entry": (f"entries{ratio}", config.head_dim)}
+    if ratio == CSA:
+        width = 2 * config.index_head_dim
+        found |= {"indexer.value": (f"tokens{ratio}", width), "indexer.gate": (f"tokens{ratio}", width),
+                  "indexer.entry": (f"entries{ratio}", config.index_head_dim)}
+    return found
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's view of the state; without a state (training, one whole pass) rows come back as they are."""
+
+    layer: int
+    state: State | None
+
+    def write(self, name: str, rows: Tensor) -> Tensor:
+        """Store this pass's rows and return all rows that may be read."""
+        return rows if self.state is None else self.state.write(self.layer, name, rows)

@@ -1,0 +1,93 @@
+"""The DeepSeek-V4 model: one definition for training, prefill, chunked prefill and decode.
+
+Shape suffixes: T tokens of all sequences, d hidden, n residual streams, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..errors import InputError
+from ..ops import HyperWeights, Ops
+from .attention import Weight
+from .block import Block, MTPBlock, hyper_rule
+from .layout import Layout
+from .plan import Plan
+from .state import State
+
+
+class Hidden(NamedTuple):
+    """What a pass returns: the normalised hidden [T, d] (multiply by the head for logits), and the streams
+    [T, n, d] before the HC head (the MTP block's input)."""
+
+    hidden_Td: Tensor
+    streams_Tnd: Tensor
+
+
+class Transformer(nn.Module):
+    """The model on one chip's ops. Parameters are uninitialised: load a checkpoint or call `initialize`."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        n, d = config.hc_mult, config.hidden_size
+        self.config, self.ops, self.rule = config, ops, hyper_rule(config)
+        self.embed, self.norm, self.head = Weight(config.vocab_size, d), Weight(d), Weight(config.vocab_size, d)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.hc_head_fn = nn.Parameter(torch.empty(n, n * d))
+        self.hc_head_base = nn.Parameter(torch.empty(n))
+        self.hc_head_scale = nn.Parameter(torch.empty(1))
+        self.mtp = nn.ModuleList(MTPBlock(config, config.num_hidden_layers + i)
+                                 for i in range(config.num_nextn_predict_layers))
+
+    def forward(self, ids_T: Tensor, layout: Layout, state: State | None = None) -> Hidden:
+        """Run the new tokens of every sequence. With a `state` they continue it, without one they begin.
+
+        Raises InputError where the layout does not fit the tokens, the state or the context length.
+        """
+        self._check(ids_T, layout, state)
+        if state is not None:
+            state.begin(layout)
+        plan = Plan(self.config, layout, state, self.embed.weight.device)
+        hidden = self._run(ids_T, plan)
+        if state is not None:
+            state.commit()
+        return hidden
+
+    def _run(self, ids_T: Tensor, plan: Plan) -> Hidden:
+        ops = self.ops.at("embed")
+        x_Td = ops.embed(ids_T, self.embed.weight)
+        streams_Tnd = x_Td[:, None].expand(-1, self.config.hc_mult, -1).contiguous()
+        for block in self.layers:
+            streams_Tnd = block(streams_Tnd, ids_T, plan, self.ops)
+        ops = self.ops.at("head")
+        weights = HyperWeights(self.hc_head_fn, self.hc_head_base, self.hc_head_scale)
+        x_Td = ops.hc_head(streams_Tnd, weights, self.rule)
+        return Hidden(ops.rms_norm(x_Td, self.norm.weight, self.config.rms_norm_eps), streams_Tnd)
+
+    def logits(self, hidden_Td: Tensor) -> Tensor:
+        """Return the head's logits [T, V], fp32."""
+        return self.ops.at("head").linear(hidden_Td.float(), self.head.weight.float())
+
+    def predict_next(self, streams_Tnd: Tensor, next_ids_T: Tensor, layout: Layout) -> Tensor:
+        """Return the MTP block's hidden [T, d] for the token after `next_ids_T`, over whole sequences.
+
+        Raises InputError where the model has no MTP block.
+        """
+        if not self.mtp:
+            raise InputError("this model has no MTP block (num_nextn_predict_layers=0)")
+        plan = Plan(self.config, layout, None, self.embed.weight.device)
+        embed_Td = self.ops.at("mtp.0").embed(next_ids_T, self.embed.weight)
+        return self.mtp[0].predict(streams_Tnd, embed_Td, next_ids_T, plan, self.ops)  # type: ignore[union-attr,operator]
+
+    def _check(self, ids_T: Tensor, layout: Layout, state: State | None) -> None:
+        if ids_T.shape != (layout.num_tokens,):
+            raise InputError(f"the layout has {layout.num_tokens} tokens, the ids have shape {tuple(ids_T.shape)}")
+        if max(layout.ends) > self.config.max_position_embeddings:
+            raise InputError(f"a sequence of {max(layout.ends)} tokens exceeds this model's context of "
+                             f"{self.config.max_position_embeddings}: shorten it")
+        if state is None and any(layout.starts):
+            raise InputError("the layout continues sequences, but no state was given: pass the state that holds them")
