@@ -90,6 +90,16 @@ class State:
             ratio = int(name.removeprefix("entries")) if name.startswith("entries") else 1
             book.begin(tuple(n // ratio for n in layout.starts), tuple(n // ratio for n in layout.ends))
 
+    def assume(self, num_tokens: int) -> None:
+        """Take `num_tokens` tokens of each sequence as cached, with whatever the buffers hold.
+
+        For costing and timing at a context length without computing the context; logits then mean nothing.
+        """
+        self.num_tokens = [num_tokens] * len(self.num_tokens)
+        for name, book in self._books.items():
+            if not name.startswith("entries"):
+                book.base = [max(num_tokens - book.keep, 0)] * len(self.num_tokens)
+
     def row_of_zero(self, book: str) -> Tensor:
         """Row of position (or entry) 0 of each sequence in the buffers of this book."""
         return self._books[book].row_of_zero()
