@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 
 import pytest
 
-from anychip.chips.facts import FORMATS, SCHEMA, ChipFacts, chip_aliases, known_chips, load_facts, parse_facts
+from anychip.chips.fact_schema import FORMATS, SCHEMA
+from anychip.chips.facts import ChipFacts, chip_aliases, known_chips, load_facts, parse_facts
 from anychip.errors import ChipError
 
 CHIPS = [
@@ -65,8 +67,6 @@ def test_every_guess_says_what_it_comes_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_every_source_of_a_file_is_used(name: str) -> None:
-    from importlib.resources import files
-
     text = (files("anychip.chips") / "facts" / f"{name}.toml").read_text(encoding="utf-8")
     body, _, sources = text.partition("[sources]")
     for key in re.findall(r"^(\w+) = ", sources, re.MULTILINE):

@@ -14,9 +14,10 @@ from anychip.sim.roofline import Work, roofline_time, sensitivity, simulate, tot
 def chip() -> ChipFacts:
     """100 TFLOPS at 0.5, 1 TB/s at 0.8, vector 10 TFLOPS at 0.25, launch 5 us / 2 us."""
     facts = load_facts("ascend910b2")
-    values = {"peak.bf16": 100, "efficiency.matmul": 0.5, "memory.bandwidth": 1, "efficiency.memory": 0.8,
-              "vector_peak.bf16": 10, "efficiency.vector": 0.25, "launch.matmul": 5, "launch.vector": 2}  # fmt: skip
-    for path, value in values.items():
+    matmul = {"peak.bf16": 100, "efficiency.matmul": 0.5, "launch.matmul": 5}
+    vector = {"vector_peak.bf16": 10, "efficiency.vector": 0.25, "launch.vector": 2}
+    memory = {"memory.bandwidth": 1, "efficiency.memory": 0.8}
+    for path, value in {**matmul, **vector, **memory}.items():
         facts = facts.with_value(path, value)
     return facts
 

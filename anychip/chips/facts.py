@@ -17,38 +17,8 @@ from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import Any
 
+from anychip.chips.fact_schema import FORMATS, REQUIRED, SCHEMA, UNITS
 from anychip.errors import ChipError, nearest
-
-FORMATS = ("fp32", "hf32", "tf32", "fp16", "bf16", "int8", "fp8", "fp4")
-
-UNITS: Mapping[str, tuple[str, float]] = MappingProxyType({
-    # unit of the file: (dimension, factor to SI)
-    "TFLOPS": ("op/s", 1e12), "PFLOPS": ("op/s", 1e15), "TOPS": ("op/s", 1e12),
-    "KiB": ("byte", 2.0**10), "MiB": ("byte", 2.0**20), "GiB": ("byte", 2.0**30), "GB": ("byte", 1e9),
-    "GB/s": ("byte/s", 1e9), "TB/s": ("byte/s", 1e12), "Gb/s": ("byte/s", 1e9 / 8),
-    "us": ("s", 1e-6), "GHz": ("Hz", 1e9), "W": ("W", 1.0), "kW": ("W", 1e3),
-    "1": ("ratio", 1.0), "count": ("count", 1.0),
-    "USD": ("money", 1.0), "USD/h": ("money/h", 1.0), "CNY/h": ("money/h", 1.0),
-})  # fmt: skip
-
-# Every number a file may hold: table -> key -> dimension. Link figures are one direction, per device.
-SCHEMA: Mapping[str, Mapping[str, str]] = MappingProxyType({
-    "peak": {fmt: "op/s" for fmt in FORMATS},  # dense matrix rate, matrix units only
-    "vector_peak": {fmt: "op/s" for fmt in ("fp32", "fp16", "bf16")},
-    "memory": {"bytes": "byte", "bandwidth": "byte/s"},
-    "l2": {"bytes": "byte", "bandwidth": "byte/s"},
-    "launch": {"matmul": "s", "vector": "s", "communication": "s"},
-    "efficiency": {"matmul": "ratio", "memory": "ratio", "vector": "ratio"},
-    "link": {name: "byte/s" for name in ("die_to_die", "in_node", "across_nodes", "rdma")},
-    "link_latency": {name: "s" for name in ("die_to_die", "in_node", "across_nodes")},
-    "cores": {"cube": "count", "vector": "count", "clock": "Hz"},
-    "scratch": {name: "byte" for name in ("ub", "l1", "l0a", "l0b", "l0c")},
-    "power": {"tdp": "W", "all_in": "W"},
-    "price": {"buy": "money", "rent_low": "money/h", "rent_high": "money/h"},
-})  # fmt: skip
-
-REQUIRED = ("memory.bytes", "memory.bandwidth", "launch.matmul", "launch.vector",
-            "efficiency.matmul", "efficiency.memory", "efficiency.vector")  # fmt: skip
 
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
@@ -89,7 +59,7 @@ class ChipFacts:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def fact(self, path: str) -> Fact | None:
-        """Return the Fact at `table.key`, or None when unknown. Raises KeyError for a path that cannot exist."""
+        """Return the Fact at `table.key`, or None when unknown. Raises KeyError for an impossible path."""
         table, _, key = path.partition(".")
         if key not in SCHEMA.get(table, {}):
             raise KeyError(f"no fact is called {path!r}; tables: {', '.join(SCHEMA)}")
@@ -155,7 +125,7 @@ class ChipFacts:
         return tuple(path for path, fact in self.facts.items() if fact.guess)
 
     def with_value(self, path: str, value: float) -> ChipFacts:
-        """Return a copy where one known fact has another value, in the fact's own unit: for what-if questions."""
+        """Return a copy where one known fact has another value, in the fact's own unit."""
         return replace(self, facts={**self.facts, path: replace(self.facts[path], value=value)})
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:

@@ -38,7 +38,7 @@ class SimulatedTime:
 
 
 class Work(NamedTuple):
-    """One op call as the roofline sees it. `fmt` is a format of anychip.chips.facts.FORMATS."""
+    """One op call as the roofline sees it. `fmt` is a format of anychip.chips.fact_schema.FORMATS."""
 
     flops: float
     bytes_moved: float
@@ -62,7 +62,7 @@ def roofline_time(
     Args:
         flops: floating-point (or integer) operations, a multiply-add counted as two.
         bytes_moved: bytes that must move to and from device memory.
-        fmt: number format of the inputs, one of anychip.chips.facts.FORMATS.
+        fmt: number format of the inputs, one of anychip.chips.fact_schema.FORMATS.
         facts: the chip; for a 910C that is one die.
         is_matmul: whether the matrix units do the arithmetic.
 
