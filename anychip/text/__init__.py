@@ -1,0 +1,1 @@
+"""Real text, tokenizers and training batches: `corpus`, `files`, `tokenizer`, `batches`, `prompts`."""
