@@ -1,0 +1,55 @@
+"""Chips by name: `cpu`, `cuda`, `npu`, and virtual ones such as `virtual:ascend910b`."""
+
+from __future__ import annotations
+
+from ..errors import ChipError, nearest
+from ..record import Kind
+from .base import Chip, ChipStatus
+from .cpu_chip import CpuChip, open_cpu
+from .facts import chip_aliases, known_chips, load_facts
+from .torch_device import missing, open_device
+from .virtual import open_virtual
+
+__all__ = ["Chip", "ChipStatus", "CpuChip", "known_names", "list_chips", "open_chip"]
+
+
+def open_chip(name: str) -> Chip:
+    """Open a chip. Names are exact: a virtual chip is never chosen for a real one that is absent.
+
+    Raises ChipError for an unknown or unavailable chip, NotSupported for a precision that it lacks.
+    """
+    family, _, target = name.strip().lower().partition(":")
+    if family == "cpu" and target in ("", "reference"):
+        return open_cpu(reference=target == "reference")
+    if family in ("cuda", "npu") and not target:
+        return open_device(family)
+    if family == "virtual" and target:
+        return open_virtual(target, open_cpu(reference=False).ops())
+    names = known_names()
+    raise ChipError(f"there is no chip {name!r}.{nearest(name, names)} Chips: {', '.join(names)}; "
+                    "virtual ones take @precision, for example virtual:h100@fp8")
+
+
+def known_names() -> list[str]:
+    """Return every name that `open_chip` takes (without precisions)."""
+    virtual = sorted({*known_chips(), *chip_aliases()})
+    return ["cpu", "cpu:reference", "cuda", "npu", *(f"virtual:{name}" for name in virtual)]
+
+
+def list_chips() -> list[ChipStatus]:
+    """Return the real chips with the reason where one cannot be used, then every virtual chip."""
+    measured, found = Kind.MEASURED, []
+    try:
+        found.append(ChipStatus("cpu", open_cpu(reference=False).description, measured, measured))
+    except ChipError as error:
+        found.append(ChipStatus("cpu", "this machine's processor", measured, measured, str(error)))
+    found.append(ChipStatus("cpu:reference", "the plain-torch definition of every op, fp32", measured, measured))
+    for device, description in (("cuda", "NVIDIA GPU"), ("npu", "Huawei Ascend NPU")):
+        found.append(ChipStatus(device, description, measured, measured, missing(device)))
+    for chip in known_chips():
+        facts = load_facts(chip)
+        names = ", ".join(alias for alias in facts.aliases)
+        text = f"{facts.device}: {', '.join(facts.formats)}" + (f" (also {names})" if names else "")
+        found.append(ChipStatus(f"virtual:{chip}", text, Kind.EMULATED, Kind.SIMULATED))
+    return found
+

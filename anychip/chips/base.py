@@ -1,0 +1,61 @@
+"""What a chip is to the rest of the project: a name, a device, its ops, and where its numbers come from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..ops import Ops
+from ..record import Event, Kind
+from .facts import ChipFacts
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A real or virtual chip, opened by name. Two chips live in one process without knowing of each other.
+
+    `numerics` says whether results are the chip's own (measured) or its formats emulated elsewhere; `timing`
+    whether times are measured or simulated. `precision` is the number format of its matrix products.
+    """
+
+    name: str
+    device: torch.device
+    precision: str
+    numerics: Kind
+    timing: Kind
+    description: str
+    facts: ChipFacts | None = None
+
+    def ops(self) -> Ops:
+        """Return the chip's ops."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
+
+    def clock(self) -> float:
+        """Return seconds of a monotonic clock, after all work given to the device is done."""
+        self.synchronize()
+        return time.perf_counter()
+
+    def time_events(self, events: Sequence[Event]) -> list[Event]:
+        """Return the events with this chip's times: as recorded on a real chip, simulated on a virtual one."""
+        return list(events)
+
+    def versions(self) -> dict[str, str]:
+        """Return what this chip's results depend on, by name."""
+        return {"torch": torch.__version__}
+
+
+@dataclass(frozen=True)
+class ChipStatus:
+    """One line of `anychip chips`: `reason` says why a chip cannot be used here (empty: it can)."""
+
+    name: str
+    description: str
+    numerics: Kind
+    timing: Kind
+    reason: str = ""

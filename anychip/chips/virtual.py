@@ -1,0 +1,144 @@
+"""Virtual chips: the model really runs, in the target's number formats, and each op gets a simulated time.
+
+Rules of a virtual chip (the chip's formats, emulated in fp32 on this machine):
+- weights and activations are stored in `storage` (bf16 or fp16; fp32 where the precision is fp32, tf32, hf32),
+  so every op's inputs and outputs are rounded to it, gradients too;
+- matrix products take inputs in the chip's `precision` and accumulate in fp32: fp8 quantises weights in 128x128
+  blocks and activations in 1x128 blocks with power-of-two scales, fp4 the routed experts' weights in 1x32 blocks;
+- inside an op (softmax, norms, Sinkhorn, router scores) the maths is fp32, as in the publisher's code.
+The order of accumulation is this machine's, not the chip's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NotSupported
+from ..ops import Keys, Ops
+from ..ops.formats import fake_quantize_fp4, fake_quantize_fp8, round_to
+from ..ops.seam import COSTS
+from ..record import Event, Kind
+from ..sim.roofline import simulate
+from .base import Chip
+from .facts import ChipFacts, load_facts
+
+# precision -> (storage format, bytes of a stored activation)
+PRECISIONS = {"bf16": ("bf16", 2), "fp16": ("fp16", 2), "fp8": ("bf16", 2), "fp4": ("bf16", 2),
+              "fp32": ("fp32", 4), "tf32": ("fp32", 4), "hf32": ("fp32", 4)}
+MATMUL_OPS = frozenset({"linear", "grouped_linear", "mlp", "experts", "attention", "index_topk", "cross_entropy"})
+_FP32_INPUTS = frozenset({"hc_pre", "hc_post", "hc_head"})  # mixing weights stay fp32; streams are stored rounded
+_QUANTISED = frozenset({"linear", "grouped_linear", "mlp", "experts"})
+
+
+def open_virtual(target: str, inner: Ops) -> Chip:
+    """Open `virtual:<target>`, where target is a chip of the facts, optionally `@precision` (default bf16).
+
+    Raises ChipError for an unknown chip and NotSupported for a format that it lacks.
+    """
+    chip, _, precision = target.partition("@")
+    facts, precision = load_facts(chip), precision or "bf16"
+    if precision not in PRECISIONS:
+        raise NotSupported(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if precision not in facts.formats:
+        raise NotSupported(f"{facts.name} has no {precision} matrix unit; it has {', '.join(facts.formats)}")
+    return VirtualChip(f"virtual:{target}", torch.device("cpu"), precision, Kind.EMULATED, Kind.SIMULATED,
+                       f"{facts.device}, {precision}", facts, inner)
+
+
+@dataclass(frozen=True)
+class VirtualChip(Chip):
+    """A chip that is not here: `inner` computes, the chip's formats round, the roofline times."""
+
+    inner: Ops | None = None
+
+    def ops(self) -> Ops:
+        assert self.inner is not None
+        return VirtualOps(self.inner, self.precision)
+
+    def time_events(self, events: Sequence[Event]) -> list[Event]:
+        """Return the events with roofline times: bytes as the chip stores them, formats as it computes."""
+        assert self.facts is not None
+        width = PRECISIONS[self.precision][1]
+        stored = [replace(e, bytes=e.bytes * width / _width(e), dtype=self.precision) for e in events]
+        vector = "fp32"
+        return simulate(stored, self.facts, is_matmul=lambda e: e.op in MATMUL_OPS,
+                        fmt_of=lambda e: self._format(e.op) if e.op in MATMUL_OPS else vector)
+
+    def _format(self, op: str) -> str:
+        """The format of an op's matrix products: only weight products are quantised, attention stays 16 bit."""
+        return self.precision if op in _QUANTISED else PRECISIONS[self.precision][0]
+
+
+def _width(event: Event) -> int:
+    return torch.empty((), dtype=getattr(torch, event.dtype)).element_size() if event.dtype != "int64" else 4
+
+
+class VirtualOps(Ops):
+    """`inner`'s ops between roundings to a chip's formats; gradients are rounded on their way back."""
+
+    def __init__(self, inner: Ops, precision: str) -> None:
+        self._inner, self._storage, self._precision = inner, PRECISIONS[precision][0], precision
+        for name in COSTS:
+            setattr(self, name, partial(self._call, name))
+
+    def at(self, layer: str) -> Ops:
+        return self
+
+    def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        if name in _QUANTISED and self._precision in ("fp8", "fp4", "tf32", "hf32"):
+            arguments = self._quantised(name, arguments)
+        elif name in _FP32_INPUTS:
+            arguments = (self._stored(arguments[0]), *arguments[1:])
+        elif name != "embed":
+            arguments = tuple(self._stored(value) for value in arguments)
+        result = getattr(self._inner, name)(*arguments, **named)
+        if isinstance(result, tuple):  # hc_pre and route: the mixing and routing weights stay fp32
+            return (self._stored(result[0]), *result[1:])
+        return result if name == "cross_entropy" else self._stored(result)
+
+    def _stored(self, value: Any) -> Any:
+        """Round tensors to the storage format, inside Keys and tuples too; everything else passes."""
+        if isinstance(value, Tensor) and value.is_floating_point() and self._storage != "fp32":
+            rounded: Tensor = _Round.apply(value, self._storage)
+            return rounded
+        if isinstance(value, Keys):
+            return replace(value, window_NC=self._stored(value.window_NC), compressed_MC=self._stored(value.compressed_MC))
+        return tuple(self._stored(item) for item in value) if type(value) is tuple else value
+
+    def _quantised(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Quantise a product's activations (first argument) and weights (the other matrices)."""
+        fp4 = self._precision == "fp4" and name == "experts"
+        first, rest = arguments[0], arguments[1:]
+        if name == "experts":
+            ids, weight, banks, limit = rest
+            return (self._activation(first), ids, weight, tuple(self._weight(bank, fp4) for bank in banks), limit)
+        return (self._activation(first), *(self._weight(w, fp4) if isinstance(w, Tensor) else w for w in rest))
+
+    def _activation(self, x: Tensor) -> Tensor:
+        if self._precision in ("tf32", "hf32"):
+            return _Round.apply(x, self._precision)
+        return fake_quantize_fp8(self._stored(x), block=(1, 128))
+
+    def _weight(self, weight: Tensor, fp4: bool) -> Tensor:
+        if self._precision in ("tf32", "hf32"):
+            return _Round.apply(weight, self._precision)
+        return fake_quantize_fp4(weight) if fp4 else fake_quantize_fp8(weight, block=(128, 128))
+
+
+class _Round(torch.autograd.Function):
+    """Round to a format going forward, and round the gradient to the same format coming back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fmt: str) -> Tensor:
+        ctx.fmt = fmt
+        return round_to(x, fmt)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return round_to(grad, ctx.fmt), None
