@@ -1,4 +1,4 @@
-"""Rebuild the text that ships in `anychip/text/corpus/` from pinned Debian packages.
+"""Rebuild the text that ships in `anychip/text/works/` from pinned Debian packages.
 
     apt-get download bible-kjv=4.38 bible-kjv-text=4.38 dict-devil=1.0-13.1 \\
         r-cran-janeaustenr=1.0.0-1 r-cran-tokenizers=0.3.0-1
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import corpus_texts
 
-OUT = Path(__file__).resolve().parent.parent / "anychip" / "text" / "corpus"
+OUT = Path(__file__).resolve().parent.parent / "anychip" / "text" / "works"
 HELD_OUT = 0.03  # the last 3 % of each work are its validation part
 # English prose: no position bits, more literal context. About 2 % smaller than the preset.
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]

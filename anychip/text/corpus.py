@@ -1,6 +1,6 @@
 """The shipped corpus: five public-domain works (3.98 MB), each with its last 3 % held out for validation.
 
-`sources.toml` beside the texts records where each came from, its licence, sha256 and split point.
+`works/sources.toml` records where each came from, its licence, sha256 and split point.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from anychip.text.files import read_documents, read_text
 
 __all__ = ["Work", "digest", "documents", "load", "names", "read_documents", "read_text", "works"]
 
-FOLDER = Path(__file__).parent / "corpus"
+FOLDER = Path(__file__).parent / "works"
 SPLITS = ("train", "validation")
 SEPARATOR = "\n\n"
 
