@@ -17,6 +17,24 @@ class Kind(str, Enum):
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """A number for a person: value, unit, kind, and a 95 % interval where one is known. None is unknown."""
+
+    value: float | None
+    unit: str
+    kind: Kind
+    low: float | None = None
+    high: float | None = None
+
+    def text(self) -> str:
+        """Return the number with its unit and interval, `unknown` where there is none."""
+        if self.value is None:
+            return "unknown"
+        spread = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{spread} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
 class Cost:
     """Work of one op call: floating-point operations and bytes that must move to and from memory."""
 

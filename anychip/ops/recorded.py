@@ -6,11 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from ..record import Event, Kind, Recorder
-from .attention import Keys
 from .seam import COSTS, Ops
+from .trees import flat_tensors
 
 
 class RecordedOps(Ops):
@@ -39,15 +37,3 @@ class RecordedOps(Ops):
         self._recorder.add(event, (*arguments, named), result)
         return result
 
-
-def flat_tensors(values: object) -> list[Tensor]:
-    """Return the tensors inside an op's arguments or result, in order."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Keys):
-        return flat_tensors((values.window_NC, values.compressed_MC, values.selected))
-    if isinstance(values, dict):
-        return flat_tensors(tuple(values.values()))
-    if isinstance(values, (tuple, list)):
-        return [tensor for value in values for tensor in flat_tensors(value)]
-    return []
