@@ -1,0 +1,93 @@
+// Eight-lane fp32 vectors in GCC's portable extension, and the elementary functions that the kernels need.
+// No fast-math is assumed: comparisons are written so that a NaN stays a NaN.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+typedef float f8 __attribute__((vector_size(32)));
+typedef float f8u __attribute__((vector_size(32), aligned(4), may_alias));  // a load from any address
+typedef int32_t i8 __attribute__((vector_size(32)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE f8 load8(const float* p) { return *reinterpret_cast<const f8u*>(p); }
+INLINE void store8(float* p, f8 v) { *reinterpret_cast<f8u*>(p) = v; }
+INLINE f8 all8(float x) { return f8{x, x, x, x, x, x, x, x}; }
+
+// The first `count` lanes from memory, the others zero; and the store of the first `count` lanes.
+INLINE f8 load_part(const float* p, int count) {
+    f8 v = {};
+    std::memcpy(&v, p, sizeof(float) * count);
+    return v;
+}
+INLINE void store_part(float* p, f8 v, int count) { std::memcpy(p, &v, sizeof(float) * count); }
+
+INLINE f8 min8(f8 v, float limit) { f8 m = all8(limit); return v > m ? m : v; }  // NaN stays
+INLINE f8 max8(f8 v, float limit) { f8 m = all8(limit); return v < m ? m : v; }
+INLINE f8 larger8(f8 a, f8 b) { return b > a ? b : a; }
+
+INLINE float sum8(f8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+INLINE float top8(f8 v) {
+    float m = v[0];
+    for (int i = 1; i < 8; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+// Power of two with an integer exponent in [-126, 127].
+INLINE f8 power8(i8 n) { return (f8)((n + 127) << 23); }
+
+// exp to about 1 ulp (Cephes' polynomial), denormals and infinity included.
+INLINE f8 exp8(f8 x) {
+    f8 t = max8(min8(x, 89.0f), -104.0f);
+    f8 whole = t * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+    i8 n = (i8)whole - (i8)all8(12582912.0f);
+    whole -= 12582912.0f;
+    f8 r = t - whole * 0.693359375f;
+    r = r - whole * -2.12194440e-4f;
+    f8 p = all8(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    i8 half = n >> 1;
+    return p * power8(half) * power8(n - half);
+}
+
+INLINE f8 sigmoid8(f8 x) { return 1.0f / (1.0f + exp8(-x)); }
+
+// log(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)) by its series.
+INLINE f8 log1p8(f8 u) {
+    f8 s = u / (2.0f + u), q = s * s;
+    f8 p = all8(1.0f / 17);
+    p = p * q + 1.0f / 15;
+    p = p * q + 1.0f / 13;
+    p = p * q + 1.0f / 11;
+    p = p * q + 1.0f / 9;
+    p = p * q + 1.0f / 7;
+    p = p * q + 1.0f / 5;
+    p = p * q + 1.0f / 3;
+    return 2.0f * (s + s * q * p);
+}
+
+// log(1 + exp(x)).
+INLINE f8 softplus8(f8 x) {
+    f8 away = x > 0.0f ? -x : x;  // -|x|; NaN stays
+    return log1p8(exp8(away)) + (x > 0.0f ? x : all8(0.0f));
+}
+
+INLINE float dot(const float* a, const float* b, int64_t n) {
+    f8 s0 = {}, s1 = {}, s2 = {}, s3 = {};
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        s0 += load8(a + i) * load8(b + i);
+        s1 += load8(a + i + 8) * load8(b + i + 8);
+        s2 += load8(a + i + 16) * load8(b + i + 16);
+        s3 += load8(a + i + 24) * load8(b + i + 24);
+    }
+    for (; i + 8 <= n; i += 8) s0 += load8(a + i) * load8(b + i);
+    float sum = sum8((s0 + s1) + (s2 + s3));
+    for (; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
