@@ -222,16 +222,16 @@ def test_gradients_pass_straight_through() -> None:
     weight = torch.linspace(0.1, 0.7, 128)  # not representable in bf16: the gradient must not be rounded
     for name in ("bf16", "tf32"):
         assert torch.equal(torch.autograd.grad((formats.round_to(x, name) * weight).sum(), x)[0], weight)
-    for fake in (formats.fake_fp8, formats.fake_fp4):
+    for fake in (formats.fake_quantize_fp8, formats.fake_quantize_fp4):
         assert torch.equal(torch.autograd.grad((fake(x) * weight).sum(), x)[0], weight)
 
 
 def test_fake_quantisation_is_what_reads_back() -> None:
     torch.manual_seed(6)
     x = torch.randn(4, 128, dtype=torch.bfloat16)
-    assert torch.equal(formats.fake_fp4(x).float(), formats.dequantize_fp4(*formats.quantize_fp4(x)))
+    assert torch.equal(formats.fake_quantize_fp4(x).float(), formats.dequantize_fp4(*formats.quantize_fp4(x)))
     block = formats.FP8_ACTIVATION_BLOCK
-    assert torch.equal(formats.fake_fp8(x).float(), formats.dequantize_fp8(*formats.quantize_fp8(x, block), block))
+    assert torch.equal(formats.fake_quantize_fp8(x).float(), formats.dequantize_fp8(*formats.quantize_fp8(x, block), block))
 
 
 def test_an_unknown_rounding_is_refused_with_the_nearest_name() -> None:

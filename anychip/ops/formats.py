@@ -162,12 +162,12 @@ def dequantize_fp4(packed: Tensor, scale: Tensor) -> Tensor:
 # ------------------------------------------------------------------- rounding in place of storing, for training
 
 
-def fake_fp8(x: Tensor, block: tuple[int, int] = FP8_ACTIVATION_BLOCK) -> Tensor:
+def fake_quantize_fp8(x: Tensor, block: tuple[int, int] = FP8_ACTIVATION_BLOCK) -> Tensor:
     """Return x as it reads back from FP8, in x's dtype; the gradient passes straight through."""
     return _straight_through(x, "fp8", block)
 
 
-def fake_fp4(x: Tensor) -> Tensor:
+def fake_quantize_fp4(x: Tensor) -> Tensor:
     """Return x as it reads back from FP4, in x's dtype; the gradient passes straight through."""
     return _straight_through(x, "fp4", FP4_BLOCK)
 
