@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from anychip.chips.facts import ChipFacts
 from anychip.errors import InputError, NotSupported
 from anychip.record import Event, Kind
+
+if TYPE_CHECKING:  # only the annotations need it, and the chips import this module
+    from anychip.chips.facts import ChipFacts
 
 Bound = Literal["compute", "memory", "launch"]
 
