@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from anychip.chips.facts import ChipFacts, load_facts
@@ -128,3 +131,9 @@ def test_simulate_names_every_lacking_format_at_once() -> None:
         NotSupported, match="ascend910b2 lacks fp4 for experts; fp8 for matmul, quantise. It has fp32"
     ):
         simulate(events, load_facts("ascend910b"), fmt_of=lambda e: e.dtype, is_matmul=lambda e: True)
+
+
+@pytest.mark.parametrize("first", ["anychip.sim.roofline", "anychip.chips", "anychip.chips.facts"])
+def test_chips_and_roofline_import_in_any_order(first: str) -> None:
+    command = [sys.executable, "-c", f"import {first}, anychip.chips, anychip.sim.roofline"]
+    subprocess.run(command, check=True)

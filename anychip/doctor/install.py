@@ -61,7 +61,7 @@ def install_torch(probe: Probe, table: Table, *, force: bool = False) -> str:
 
 
 def install_torch_npu(probe: Probe, package: str) -> str:
-    """Return the command that installs a torch_npu with its torch: the CPU build, to which it adds the NPU."""
+    """Return the command that installs a torch_npu with its torch: the CPU build, plus the NPU."""
     torch = f"torch=={release(package)}" + ("+cpu" if probe.machine == "x86_64" else "")
     return f"pip install {torch} torch_npu=={package} --extra-index-url {_CPU_WHEELS}"
 

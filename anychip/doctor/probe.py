@@ -63,7 +63,7 @@ class Probe:
 
     @classmethod
     def of_this_machine(cls, env: Mapping[str, str], root: Path = Path("/")) -> Probe:
-        """Read this machine. `env`: the environment (ASCEND_HOME_PATH, PATH, HOME); `root`: / but in tests."""
+        """Read this machine. `env`: its variables (ASCEND_HOME_PATH, PATH, HOME). `root`: not / in tests."""
         cann_home = _cann_home(env, root)
         return cls(
             python=platform.python_version(),
