@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import ChipError
 from ..ops import Ops
 from ..record import Event, Kind
 from .facts import ChipFacts
+from .timing import simulated
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,19 @@ class Chip:
         self.synchronize()
         return time.perf_counter()
 
-    def time_events(self, events: Sequence[Event]) -> list[Event]:
-        """Return the events with this chip's times: as recorded on a real chip, simulated on a virtual one."""
-        return list(events)
+    def limits(self) -> ChipFacts | None:
+        """Return what the chip could do at best: its facts, or limits measured here. None is unknown."""
+        return self.facts
+
+    def simulate(self, events: Sequence[Event]) -> list[Event]:
+        """Return the events with simulated times on this chip's limits (see `timing.simulated`).
+
+        Raises ChipError where the limits are unknown.
+        """
+        limits = self.limits()
+        if limits is None:
+            raise ChipError(f"no facts file describes {self.description!r}: its times cannot be simulated")
+        return simulated(events, limits, self.precision)
 
     def versions(self) -> dict[str, str]:
         """Return what this chip's results depend on, by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from ..ops import Ops
 from ..record import Kind
 from .base import Chip
+from .cpu_limits import measure_limits
+from .facts import ChipFacts
 
 
 def open_cpu(*, reference: bool) -> Chip:
@@ -37,6 +40,15 @@ class CpuChip(Chip):
     def ops(self) -> Ops:
         assert self.implementation is not None
         return self.implementation
+
+    def limits(self) -> ChipFacts:
+        """Return this processor's limits, measured at the first call (about two seconds)."""
+        return _limits(self.description)
+
+
+@functools.cache
+def _limits(description: str) -> ChipFacts:
+    return measure_limits(description)
 
 
 def processor_name() -> str:

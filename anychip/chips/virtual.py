@@ -11,7 +11,6 @@ The order of accumulation is this machine's, not the chip's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,17 +22,12 @@ from ..errors import NotSupported
 from ..ops import Keys, Ops
 from ..ops.formats import fake_quantize_fp4, fake_quantize_fp8, round_to
 from ..ops.seam import COSTS
-from ..record import Event, Kind
-from ..sim.roofline import simulate
+from ..record import Kind
 from .base import Chip
-from .facts import ChipFacts, load_facts
+from .facts import load_facts
+from .timing import PRECISIONS, WEIGHT_OPS
 
-# precision -> (storage format, bytes of a stored activation)
-PRECISIONS = {"bf16": ("bf16", 2), "fp16": ("fp16", 2), "fp8": ("bf16", 2), "fp4": ("bf16", 2),
-              "fp32": ("fp32", 4), "tf32": ("fp32", 4), "hf32": ("fp32", 4)}
-MATMUL_OPS = frozenset({"linear", "grouped_linear", "mlp", "experts", "attention", "index_topk", "cross_entropy"})
 _FP32_INPUTS = frozenset({"hc_pre", "hc_post", "hc_head"})  # mixing weights stay fp32; streams are stored rounded
-_QUANTISED = frozenset({"linear", "grouped_linear", "mlp", "experts"})
 
 
 def open_virtual(target: str, inner: Ops) -> Chip:
@@ -61,23 +55,6 @@ class VirtualChip(Chip):
         assert self.inner is not None
         return VirtualOps(self.inner, self.precision)
 
-    def time_events(self, events: Sequence[Event]) -> list[Event]:
-        """Return the events with roofline times: bytes as the chip stores them, formats as it computes."""
-        assert self.facts is not None
-        width = PRECISIONS[self.precision][1]
-        stored = [replace(e, bytes=e.bytes * width / _width(e), dtype=self.precision) for e in events]
-        vector = "fp32"
-        return simulate(stored, self.facts, is_matmul=lambda e: e.op in MATMUL_OPS,
-                        fmt_of=lambda e: self._format(e.op) if e.op in MATMUL_OPS else vector)
-
-    def _format(self, op: str) -> str:
-        """The format of an op's matrix products: only weight products are quantised, attention stays 16 bit."""
-        return self.precision if op in _QUANTISED else PRECISIONS[self.precision][0]
-
-
-def _width(event: Event) -> int:
-    return torch.empty((), dtype=getattr(torch, event.dtype)).element_size() if event.dtype != "int64" else 4
-
 
 class VirtualOps(Ops):
     """`inner`'s ops between roundings to a chip's formats; gradients are rounded on their way back."""
@@ -91,7 +68,7 @@ class VirtualOps(Ops):
         return self
 
     def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        if name in _QUANTISED and self._precision in ("fp8", "fp4", "tf32", "hf32"):
+        if name in WEIGHT_OPS and self._precision in ("fp8", "fp4", "tf32", "hf32"):
             arguments = self._quantised(name, arguments)
         elif name in _FP32_INPUTS:
             arguments = (self._stored(arguments[0]), *arguments[1:])
@@ -123,12 +100,12 @@ class VirtualOps(Ops):
     def _activation(self, x: Tensor) -> Tensor:
         if self._precision in ("tf32", "hf32"):
             return _Round.apply(x, self._precision)
-        return fake_quantize_fp8(self._stored(x), block=(1, 128))
+        return fake_quantize_fp8(self._stored(x), (1, 128))
 
     def _weight(self, weight: Tensor, fp4: bool) -> Tensor:
         if self._precision in ("tf32", "hf32"):
             return _Round.apply(weight, self._precision)
-        return fake_quantize_fp4(weight) if fp4 else fake_quantize_fp8(weight, block=(128, 128))
+        return fake_quantize_fp4(weight) if fp4 else fake_quantize_fp8(weight, (128, 128))
 
 
 class _Round(torch.autograd.Function):

@@ -1,0 +1,239 @@
+"""Two bundles side by side: every difference with its unit, kind and interval. Refuses what cannot be compared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ..errors import BundleError
+from ..record import Kind, Quantity
+from .bundle import Bundle
+from .numerics import difference
+
+# Relative rms difference that a chip's storage format explains, for one op on equal inputs: 3 units in the last
+# place of the format for inputs, weights and output together; fp32 leaves room for the order of long sums.
+EXPLAINED = {"fp32": 1e-5, "tf32": 3 * 2**-10, "hf32": 3 * 2**-11, "fp16": 3 * 2**-11, "bf16": 3 * 2**-8,
+             "fp8": 3 * 2**-4, "fp4": 3 * 2**-2}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a name, one quantity for each chip (None: it has none), and their difference."""
+
+    name: str
+    a: Quantity | None
+    b: Quantity | None
+    gap: Quantity | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the report shows. `about_a` and `about_b` are the bundles' own descriptions.
+
+    `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
+    whose difference is larger than `explained`, the share that the coarser chip's number format explains.
+    """
+
+    about_a: dict[str, Any]
+    about_b: dict[str, Any]
+    explained: float
+    ops: list[Row]
+    layers: list[Row]
+    departs_op: str | None
+    departs_layer: str | None
+    model: list[Row]
+    kl_by_position: list[float]
+    generation: list[dict[str, Any]]
+    training: list[Row]
+    losses: tuple[list[float], list[float]]
+    speed: list[Row]
+    costliest: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    memory: list[Row]
+
+
+def compare(a: Bundle, b: Bundle) -> Comparison:
+    """Compare two runs of the same weights, tokens and settings; `a` is the reference.
+
+    Raises BundleError with every reason why they cannot be compared.
+    """
+    _check(a, b)
+    explained = max(EXPLAINED[bundle.about["precision"]] for bundle in (a, b))
+    numerics = _coarser(a, b, "numerics")
+    calls, departs_op = _ops(a, b, explained, numerics)
+    layers, departs_layer = _layers(a, b, explained, numerics)
+    model, kl = _model(a, b, numerics)
+    losses = tuple([row["loss"] for row in bundle.tables["training"]] for bundle in (a, b))
+    return Comparison(
+        about_a=a.about, about_b=b.about, explained=explained, ops=calls, layers=layers, departs_op=departs_op,
+        departs_layer=departs_layer, model=model, kl_by_position=kl, generation=_generation(a, b),
+        training=_training(a, b, numerics), losses=losses,  # type: ignore[arg-type]
+        speed=_speed(a, b), memory=_memory(a, b),
+        costliest=tuple(_top(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
+    )
+
+
+def _check(a: Bundle, b: Bundle) -> None:
+    problems = []
+    for name, what in (("weights", "weights"), ("tokens", "tokens"), ("settings", "settings or prompts")):
+        left, right = (bundle.about["digests"][name] for bundle in (a, b))
+        if left != right:
+            problems.append(f"they ran different {what} (sha256 {left[:12]} and {right[:12]})")
+    if problems:
+        raise BundleError(f"the runs on {a.about['chip']!r} and {b.about['chip']!r} cannot be compared: "
+                          + "; ".join(problems) + ". Record both with the same model, text and options")
+
+
+def _coarser(a: Bundle, b: Bundle, what: str) -> Kind:
+    """The weaker of two kinds: a difference of measured and emulated is emulated."""
+    order = [Kind.MEASURED, Kind.EMULATED, Kind.SIMULATED, Kind.PUBLISHED]
+    return max((Kind(bundle.about[what]) for bundle in (a, b)), key=order.index)
+
+
+def _ops(a: Bundle, b: Bundle, explained: float, kind: Kind) -> tuple[list[Row], str | None]:
+    """One row an op: the largest difference over its calls, and the first call that departs."""
+    worst: dict[str, tuple[float, str, int]] = {}
+    errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    departs = None
+    for i, (row, other) in enumerate(zip(a.tables["ops"], b.tables["ops"], strict=True)):
+        gap = difference(row["op"], b.tensors[f"ops/{i}"], a.tensors[f"ops/{i}"])
+        errors[row["op"]].append((row["error"], other["error"]))
+        if row["op"] not in worst or gap > worst[row["op"]][0]:
+            worst[row["op"]] = gap, row["layer"], i
+        if departs is None and not gap <= explained and row["op"] != "index_topk":
+            departs = f"{row['op']} in {row['layer']}"
+    rows = []
+    for op, (gap, layer, _) in sorted(worst.items(), key=lambda item: -item[1][0]):
+        sides = [Quantity(max(pair[i] for pair in errors[op]), "", Kind(bundle.about["numerics"]))
+                 for i, bundle in enumerate((a, b))]
+        rows.append(Row(op, *sides, Quantity(gap, "", kind), f"{len(errors[op])} calls, largest in {layer}"))
+    return rows, departs
+
+
+def _layers(a: Bundle, b: Bundle, explained: float, kind: Kind) -> tuple[list[Row], str | None]:
+    rows, departs = [], None
+    for name in a.tables["layers"]:
+        gap = difference("", b.tensors[f"layers/{name}"], a.tensors[f"layers/{name}"])
+        rows.append(Row(name, None, None, Quantity(gap, "", kind)))
+        if departs is None and not gap <= explained:
+            departs = name
+    return rows, departs
+
+
+def _model(a: Bundle, b: Bundle, kind: Kind) -> tuple[list[Row], list[float]]:
+    p, q = a.tensors["model/logprobs"].double(), b.tensors["model/logprobs"].double()
+    kl = (p.exp() * (p - q)).sum(-1)
+    nll_a, nll_b = a.tensors["model/nll"].double(), b.tensors["model/nll"].double()
+    same = (a.tensors["model/top1"] == b.tensors["model/top1"])
+    agree = stats.binomtest(int(same.sum()), len(same)).proportion_ci(method="wilson")
+    kinds = [Kind(bundle.about["numerics"]) for bundle in (a, b)]
+    tokens = f"{len(same)} tokens of real text"
+    return [
+        Row("KL divergence", None, None, mean_interval(kl, "nats/token", kind), f"{len(kl)} positions, full vocabulary"),
+        Row("top-1 agreement", None, None, Quantity(100 * float(same.double().mean()), "%", kind, 100 * agree.low, 100 * agree.high), tokens),
+        Row("largest log-probability difference", None, None, Quantity(float((p - q).abs().max()), "nats", kind), f"{len(kl)} positions"),
+        Row("loss (teacher-forced)", mean_interval(nll_a, "nats/token", kinds[0]), mean_interval(nll_b, "nats/token", kinds[1]),
+            mean_interval(nll_b - nll_a, "nats/token", kind), f"{tokens}; the gap is paired by token"),
+    ], kl.tolist()
+
+
+def mean_interval(values: Tensor, unit: str, kind: Kind) -> Quantity:
+    """Return the mean of independent values with its 95 % Student-t interval."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return Quantity(mean, unit, kind)
+    half = float(stats.t.ppf(0.975, n - 1) * values.std() / n**0.5)
+    return Quantity(mean, unit, kind, mean - half, mean + half)
+
+
+def _generation(a: Bundle, b: Bundle) -> list[dict[str, Any]]:
+    rows = []
+    for left, right in zip(a.tables["generation"], b.tables["generation"], strict=True):
+        pairs = zip(left["ids"], right["ids"], strict=False)
+        split = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(left["ids"]), len(right["ids"])))
+        rows.append({"prompt": left["prompt"], "a": left["text"], "b": right["text"], "tokens": len(left["ids"]),
+                     "same_tokens": split, "identical": left["ids"] == right["ids"]})
+    return rows
+
+
+def _training(a: Bundle, b: Bundle, kind: Kind) -> list[Row]:
+    losses = [torch.tensor([row["loss"] for row in bundle.tables["training"]]).double() for bundle in (a, b)]
+    norms = [torch.tensor([row["grad_norm"] for row in bundle.tables["training"]]).double() for bundle in (a, b)]
+    kinds = [Kind(bundle.about["numerics"]) for bundle in (a, b)]
+    steps = len(losses[0])
+
+    def row(name: str, values: list[Tensor], unit: str, note: str) -> Row:
+        left, right = (float(v) for v in values)
+        return Row(name, Quantity(left, unit, kinds[0]), Quantity(right, unit, kinds[1]),
+                   Quantity(right - left, unit, kind), note)
+
+    return [
+        row("loss of the first step", [v[0] for v in losses], "nats/token", "same seeded weights, same batch"),
+        row(f"loss after {steps} steps", [v[-1] for v in losses], "nats/token", "same batches in the same order"),
+        row("gradient norm of the first step", [v[0] for v in norms], "", "before clipping"),
+        Row("largest loss difference", None, None,
+            Quantity(float((losses[1] - losses[0]).abs().max()), "nats/token", kind), f"over {steps} steps, one seed"),
+    ]
+
+
+def _speed(a: Bundle, b: Bundle) -> list[Row]:
+    """Simulated times of the published model; measured times of the small one where the chip is here."""
+    left, right = a.tables["speed"], b.tables["speed"]
+    model = left["model"]
+    found = [_times(f"{model}: tokens/s of training", "tokens/s", (left["train"], right["train"]), inverse=True,
+                    note=f"forward and backward over {left['train']['tokens']} tokens" if left["train"] else "")]
+    for i, row in enumerate(left["decode"] or right["decode"]):
+        pair = tuple(side["decode"][i] if side["decode"] else None for side in (left, right))
+        found.append(_times(f"{model}: decode step at {row['context']} tokens", "ms", pair, inverse=False,
+                            note="one sequence"))
+    sides = [_measured(bundle) for bundle in (a, b)]
+    for name, unit in (("decode step", "ms"), ("training step", "tokens/s")):
+        found.append(Row(f"{a.about['model']}: {name}", *(side.get(name) for side in sides), None, unit))
+    return found
+
+
+def _times(name: str, unit: str, pair: tuple[Any, ...], *, inverse: bool, note: str) -> Row:
+    sides = []
+    for side in pair:
+        value = None if side is None else side["tokens"] / side["time_s"] if inverse else 1e3 * side["time_s"]
+        sides.append(Quantity(value, unit, Kind.SIMULATED))
+    ratio = None
+    if sides[0].value and sides[1].value:
+        ratio = Quantity(sides[1].value / sides[0].value, "x", Kind.SIMULATED)
+    return Row(name, sides[0], sides[1], ratio, note)
+
+
+def _measured(bundle: Bundle) -> dict[str, Quantity]:
+    """Median times of the small model on a real chip; a virtual chip's wall time means nothing and is left out."""
+    if bundle.about["timing"] != Kind.MEASURED.value:
+        return {}
+    decode = torch.tensor([1e3 * row["token_s"] for row in bundle.tables["generation"] if row["token_s"]]).double()
+    rates = torch.tensor([row["tokens"] / row["time_s"] for row in bundle.tables["training"][1:]]).double()
+    return {name: Quantity(float(v.median()), unit, Kind.MEASURED, float(v.min()), float(v.max()))
+            for name, unit, v in (("decode step", "ms", decode), ("training step", "tokens/s", rates)) if len(v)}
+
+
+def _top(bundle: Bundle) -> list[dict[str, Any]]:
+    train = bundle.tables["speed"]["train"]
+    return [] if train is None else train["top"]
+
+
+def _memory(a: Bundle, b: Bundle) -> list[Row]:
+    left, right = (bundle.tables["speed"]["memory"] for bundle in (a, b))
+    model = a.tables["speed"]["model"]
+
+    def row(name: str, values: tuple[float | None, float | None], unit: str, scale: float = 1.0) -> Row:
+        sides = [Quantity(None if v is None else v / scale, unit, Kind.SIMULATED) for v in values]
+        return Row(name, sides[0], sides[1])
+
+    rows = [row(f"{model}: weights", (left["weights_bytes"], right["weights_bytes"]), "GB", 1e9)]
+    rows += [row(f"{model}: cache of one sequence of {context} tokens",
+                 (size, right["cache_bytes"][context]), "GB", 1e9) for context, size in left["cache_bytes"].items()]
+    rows.append(row("memory of the chip", (left["chip_bytes"], right["chip_bytes"]), "GB", 1e9))
+    rows.append(row("chips that hold the weights", (left["chips_for_weights"], right["chips_for_weights"]), ""))
+    return rows

@@ -1,0 +1,108 @@
+"""Time and memory of the published model on a chip: its Events from the meta device, timed by a roofline.
+
+Simulated: one chip, all weights in its memory, no communication, no optimizer, one kernel a call and no overlap.
+Backward counts twice the forward's FLOPs and bytes, op by op.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..chips import Chip
+from ..chips.facts import ChipFacts
+from ..config import ModelConfig, load_config
+from ..model import Layout, State, Transformer, count_parameters
+from ..ops.recorded import RecordedOps
+from ..ops.shapes import ShapeOps
+from ..record import Event, Kind, Recorder
+from .bundle import Bundle
+
+TRAIN_SEQUENCES, TRAIN_LENGTH = 16, 4096
+DECODE_CONTEXTS = (4096, 131072)
+TOP = 10
+
+
+def record_speed(published: str, chip: Chip, bundle: Bundle) -> None:
+    """Put simulated train-step and decode times, the costliest ops, and memory needs into the bundle."""
+    config = load_config(published)
+    tables: dict[str, Any] = {"model": published, "facts": None, "train": None, "decode": [],
+                              "memory": memory_needs(config, chip)}
+    limits = chip.limits()
+    if limits is not None:
+        tables["facts"] = {"name": limits.name, "device": limits.device, "guesses": list(limits.guesses)}
+        tables["train"] = _summary(chip.simulate(train_events(config)), TRAIN_SEQUENCES * TRAIN_LENGTH)
+        for context in DECODE_CONTEXTS:
+            row = _summary(chip.simulate(decode_events(config, context)), 1)
+            tables["decode"].append({"context": context, **row})
+    bundle.tables["speed"] = tables
+
+
+def train_events(config: ModelConfig, sequences: int = TRAIN_SEQUENCES, length: int = TRAIN_LENGTH) -> list[Event]:
+    """Return the events of a forward and backward pass over `sequences` of `length` tokens, loss included."""
+    recorder, model = _recorded(config)
+    ids = torch.empty(sequences * length, dtype=torch.int64, device="meta")
+    with torch.no_grad():
+        hidden = model(ids, Layout.whole([length] * sequences))
+        model.ops.at("head").cross_entropy(hidden.hidden_Td, model.head.weight, ids)
+    backward = [replace(e, op=f"{e.op} backward", flops=2 * e.flops, bytes=2 * e.bytes) for e in recorder.events]
+    return recorder.events + backward
+
+
+def decode_events(config: ModelConfig, context: int) -> list[Event]:
+    """Return the events of one decoded token of one sequence after `context` tokens, logits included."""
+    recorder, model = _recorded(config)
+    state = State(config, context + 1, chunk=1, device="meta", dtype=torch.bfloat16)
+    state.assume(context)
+    with torch.no_grad():
+        hidden = model(torch.empty(1, dtype=torch.int64, device="meta"), Layout((context,), (1,)), state)
+        model.ops.at("head").linear(hidden.hidden_Td, model.head.weight)
+    return recorder.events
+
+
+def _recorded(config: ModelConfig) -> tuple[Recorder, Transformer]:
+    recorder = Recorder()
+    with torch.device("meta"):
+        model = Transformer(config, RecordedOps(ShapeOps(), recorder, Kind.SIMULATED))
+    return recorder, model.to(torch.bfloat16)
+
+
+def _summary(events: Sequence[Event], tokens: int) -> dict[str, Any]:
+    """Total time and the costliest (op, shape) groups with their share."""
+    groups: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    for event in events:
+        shape = " x ".join(str(list(s)) for s in event.shapes[:2])
+        group = groups[event.op, shape]
+        for i, value in enumerate((1.0, event.time_s or 0.0, event.flops, event.bytes)):
+            group[i] += value
+    total = sum(group[1] for group in groups.values())
+    top = sorted(groups.items(), key=lambda item: -item[1][1])[:TOP]
+    return {"time_s": total, "tokens": tokens, "calls": len(events), "flops": sum(g[2] for g in groups.values()),
+            "bytes": sum(g[3] for g in groups.values()),
+            "top": [{"op": op, "shape": shape, "calls": int(g[0]), "time_s": g[1], "share": g[1] / total}
+                    for (op, shape), g in top]}
+
+
+def memory_needs(config: ModelConfig, chip: Chip) -> dict[str, Any]:
+    """Bytes of weights and of the cache at some contexts, as the chip stores them, against its memory."""
+    counted = count_parameters(config)
+    width = {"fp32": 4.0, "tf32": 4.0, "hf32": 4.0, "fp8": 1.0}.get(chip.precision, 2.0)
+    if chip.precision == "fp4":
+        routed = config.n_routed_experts * config.num_hidden_layers * 3 * config.hidden_size * config.moe_intermediate_size
+        weights = routed * (0.5 + 1 / 32) + (counted.total - routed) * 1.0
+    else:
+        weights = counted.total * width
+    dtype = torch.float32 if width == 4.0 else torch.bfloat16
+    caches = {str(context): State(config, context, chunk=1, device="meta", dtype=dtype).nbytes()
+              for context in (4096, 131072, config.max_position_embeddings)}
+    capacity = _capacity(chip.limits())
+    return {"weights_bytes": weights, "cache_bytes": caches, "chip_bytes": capacity,
+            "chips_for_weights": None if capacity is None else int(-(-weights // capacity))}
+
+
+def _capacity(facts: ChipFacts | None) -> int | None:
+    return None if facts is None else facts.memory_bytes
