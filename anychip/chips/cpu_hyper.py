@@ -167,8 +167,8 @@ class _Head(torch.autograd.Function):
 
 
 def _gradients(*inputs: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return room for each input's gradient, and the threads' own partial sums of the last three."""
-    parts = torch.empty(_kernels().threads() * sum(t.numel() for t in inputs[1:]))
+    """Return room for each input's gradient, and scratch: each thread's sums of the last three, and fn re-ordered."""
+    parts = torch.empty((_kernels().threads() + 1) * sum(t.numel() for t in inputs[1:]))
     return [torch.empty_like(t) for t in inputs], parts
 
 

@@ -27,22 +27,18 @@ INLINE void dots(const float* x, const float* w, int64_t n, float* out, int out_
         for (int o = 0; o < O; o++) out[r * out_stride + o] = sum8(acc[r][o]);
 }
 
-// mix[t][o] = x_t . fn_o for `count` <= 8 tokens; m is a multiple of 4 or less than it.
+// mix[t][o] = x_t . fn_o for R tokens and all m outputs.
+template <int R>
+void mixing_rows(const float* x, const float* fn, int m, int64_t width, float* mix) {
+    int o = 0;
+    for (; o + 3 <= m; o += 3) dots<R, 3>(x, fn + o * width, width, mix + o, m);
+    for (; o < m; o++) dots<R, 1>(x, fn + o * width, width, mix + o, m);
+}
+
 void mixing_products(const float* x, const float* fn, int count, int m, int64_t width, float* mix) {
-    for (int t = 0; t < count;) {
-        const int many = count - t >= 3 ? 3 : 1;
-        for (int o = 0; o < m;) {
-            const float *xs = x + t * width, *w = fn + o * width;
-            float* out = mix + t * m + o;
-            const bool four = o + 4 <= m;
-            if (many == 3 && four) dots<3, 4>(xs, w, width, out, m);
-            else if (many == 3) dots<3, 1>(xs, w, width, out, m);
-            else if (four) dots<1, 4>(xs, w, width, out, m);
-            else dots<1, 1>(xs, w, width, out, m);
-            o += four ? 4 : 1;
-        }
-        t += many;
-    }
+    int t = 0;
+    for (; t + 4 <= count; t += 4) mixing_rows<4>(x + t * width, fn, m, width, mix + t * m);
+    for (; t < count; t++) mixing_rows<1>(x + t * width, fn, m, width, mix + t * m);
 }
 
 INLINE float inverse_rms(const float* x, int64_t n, float eps) { return 1.0f / std::sqrt(dot(x, x, n) / n + eps); }
@@ -180,44 +176,74 @@ void pre(const Site& s, const float* x, float* out, float* post, float* comb, fl
     }
 }
 
-// With the gradient of the products in a[t][M] (already times rms) and coef[t] of x itself:
-// dx[t] = a[t] fn + coef[t] x[t] + weight[t][j] dout[t], and dfn += a^T x. `a` is [count][m].
-struct Spread {
-    const float *a, *coef, *weight;  // weight[j * LANES + t]
-    int m;
-};
-
-template <int N, int ROWS>
-INLINE void spread_rows(const Spread& g, int t, const float* fn, const float* x, const float* dout, int64_t d, int64_t i,
-                        float* dx) {
-    const int64_t width = N * d;
-    f8 acc[ROWS];
-    for (int r = 0; r < ROWS; r++)
-        acc[r] = g.coef[t + r] * load8(x + (t + r) * width + i)
-                 + g.weight[(i / d) * LANES + t + r] * load8(dout + (t + r) * d + i % d);
-    for (int o = 0; o < g.m; o++) {
-        f8 w = load8(fn + o * width + i);
-        for (int r = 0; r < ROWS; r++) acc[r] += g.a[(t + r) * g.m + o] * w;
-    }
-    for (int r = 0; r < ROWS; r++) store8(dx + (t + r) * width + i, acc[r]);
+// Weights [m, width] as slices of eight columns, [width / 8][m][8]: what `spread` needs lies together.
+void to_slices(const float* rows, int m, int64_t width, float* slices) {
+    for (int64_t i = 0; i < width; i += 8)
+        for (int o = 0; o < m; o++) store8(slices + i * m + o * 8, load8(rows + o * width + i));
 }
 
-// dx and the thread's own dfn for up to eight tokens, in slices of `width` that keep fn and dfn in the first cache.
-template <int N>
-void spread(const Spread& g, int count, const float* fn, const float* x, const float* dout, int64_t d, float* dx, float* dfn) {
-    const int64_t width = N * d;
-    for (int64_t i = 0; i < width; i += 8) {
-        int t = 0;
-        for (; t + 8 <= count; t += 8) spread_rows<N, 8>(g, t, fn, x, dout, d, i, dx);
-        for (; t < count; t++) spread_rows<N, 1>(g, t, fn, x, dout, d, i, dx);
-        f8 xs[LANES] = {};
-        for (t = 0; t < count; t++) xs[t] = load8(x + t * width + i);
-        for (int o = 0; o < g.m; o++) {
-            f8 sum = load8(dfn + o * width + i);
-            for (t = 0; t < LANES; t++) sum += (t < count ? g.a[t * g.m + o] : 0.0f) * xs[t];
-            store8(dfn + o * width + i, sum);
-        }
+void from_slices(const float* slices, int m, int64_t width, float* rows) {
+    for (int o = 0; o < m; o++)
+        for (int64_t i = 0; i < width; i += 8) store8(rows + o * width + i, load8(slices + i * m + o * 8));
+}
+
+// With the gradient of the products in a[LANES][m] (already times rms; zero for absent tokens) and coef[t] of x itself:
+// dx[t] = a[t] fn + coef[t] x[t] + weight[j][t] dout[t], and dfn += a^T x. fn and dfn are in slices.
+struct Spread {
+    const float *a, *coef, *weight, *fn, *x, *dout;
+    float *dx, *dfn;
+    int m;
+    int64_t n, d;
+};
+
+// C slices of eight columns from column i on, for R tokens from token t on.
+template <int R, int C>
+INLINE void spread_dx(const Spread& g, int t, int64_t i) {
+    const int64_t width = g.n * g.d;
+    f8 acc[R][C];
+    for (int c = 0; c < C; c++) {
+        const int64_t at = i + 8 * c, stream = at / g.d, column = at - stream * g.d;
+        for (int r = 0; r < R; r++)
+            acc[r][c] = g.coef[t + r] * load8(g.x + (t + r) * width + at)
+                        + g.weight[stream * LANES + t + r] * load8(g.dout + (t + r) * g.d + column);
     }
+    for (int o = 0; o < g.m; o++)
+        for (int c = 0; c < C; c++) {
+            f8 w = load8(g.fn + (i + 8 * c) * g.m + o * 8);
+            for (int r = 0; r < R; r++) acc[r][c] += g.a[(t + r) * g.m + o] * w;
+        }
+    for (int c = 0; c < C; c++)
+        for (int r = 0; r < R; r++) store8(g.dx + (t + r) * width + i + 8 * c, acc[r][c]);
+}
+
+template <int O, int C>
+INLINE void spread_dfn(const Spread& g, int count, int o, int64_t i) {
+    const int64_t width = g.n * g.d;
+    f8 acc[O][C];
+    for (int r = 0; r < O; r++)
+        for (int c = 0; c < C; c++) acc[r][c] = load8(g.dfn + (i + 8 * c) * g.m + (o + r) * 8);
+    for (int t = 0; t < count; t++)
+        for (int c = 0; c < C; c++) {
+            f8 xs = load8(g.x + t * width + i + 8 * c);
+            for (int r = 0; r < O; r++) acc[r][c] += g.a[t * g.m + o + r] * xs;
+        }
+    for (int r = 0; r < O; r++)
+        for (int c = 0; c < C; c++) store8(g.dfn + (i + 8 * c) * g.m + (o + r) * 8, acc[r][c]);
+}
+
+template <int C>
+INLINE void spread_columns(const Spread& g, int count, int64_t i) {
+    int t = 0, o = 0;
+    for (; t + 4 <= count; t += 4) spread_dx<4, C>(g, t, i);
+    for (; t < count; t++) spread_dx<1, C>(g, t, i);
+    for (; o + 4 <= g.m; o += 4) spread_dfn<4, C>(g, count, o, i);
+    for (; o < g.m; o++) spread_dfn<1, C>(g, count, o, i);
+}
+
+void spread(const Spread& g, int count) {
+    int64_t i = 0;
+    for (; i + 16 <= g.n * g.d; i += 16) spread_columns<2>(g, count, i);
+    for (; i < g.n * g.d; i += 8) spread_columns<1>(g, count, i);
 }
 
 // coef_t makes the gradient of the inverse rms reach x: d rms / dx = -rms^3 x / width.
@@ -268,9 +294,9 @@ void pre_logit_grad(const Site& s, const float* x, const PreGrad& g, int count, 
     sinkhorn_back<N>(logit, grad + 2 * N, s.iters, s.eps);
 }
 
-// parts: for each thread dfn [M, width], dbase [M], dscale [3]. Returns how many threads took part.
+// fn is in slices. parts: for each thread dfn in slices, dbase [M], dscale [3]. Returns how many threads took part.
 template <int N>
-int pre_back(const Site& s, const float* x, const PreGrad& g, float* parts) {
+int pre_back(const Site& s, const float* x, const float* fn, const PreGrad& g, float* parts) {
     constexpr int M = N * (N + 2);
     const int64_t width = N * s.d, blocks = (s.tokens + LANES - 1) / LANES, size = M * width + M + 3;
     int threads = 1;
@@ -300,7 +326,7 @@ int pre_back(const Site& s, const float* x, const PreGrad& g, float* parts) {
                 coef[t] = rms_coef(a + t * M, own.mix + t * M, own.rms[t], M, width);
                 for (int o = 0; o < M; o++) a[t * M + o] *= own.rms[t];
             }
-            spread<N>({a, coef, floats(weight), M}, count, s.fn, rows, own.dout, s.d, g.dx + t0 * width, dfn);
+            spread({a, coef, floats(weight), fn, rows, own.dout, g.dx + t0 * width, dfn, M, N, s.d}, count);
         }
     }
     return threads;
@@ -325,9 +351,9 @@ void head(const Site& s, const float* x, float* out, float* mix, float* rms) {
     }
 }
 
-// parts: for each thread dfn [N, width], dbase [N], dscale [1]. Returns how many threads took part.
+// fn is in slices. parts: for each thread dfn in slices, dbase [N], dscale [1]. Returns how many threads took part.
 template <int N>
-int head_back(const Site& s, const float* x, const PreGrad& g, float* parts) {
+int head_back(const Site& s, const float* x, const float* fn, const PreGrad& g, float* parts) {
     const int64_t width = N * s.d, blocks = (s.tokens + LANES - 1) / LANES, size = N * width + N + 1;
     int threads = 1;
 #pragma omp parallel if (blocks > 1)
@@ -358,7 +384,7 @@ int head_back(const Site& s, const float* x, const PreGrad& g, float* parts) {
                 coef[t] = rms_coef(a + t * N, g.mix + (t0 + t) * N, g.rms[t0 + t], N, width);
                 for (int j = 0; j < N; j++) a[t * N + j] *= g.rms[t0 + t];
             }
-            spread<N>({a, coef, floats(weight), N}, count, s.fn, rows, dout, s.d, g.dx + t0 * width, dfn);
+            spread({a, coef, floats(weight), fn, rows, dout, g.dx + t0 * width, dfn, N, N, s.d}, count);
         }
     }
     return threads;
@@ -421,12 +447,12 @@ void post_back(int64_t tokens, int64_t d, const PostGrad& g) {
     }
 }
 
-void sum_parts(float* parts, int64_t n_fn, int64_t n_base, int64_t n_scale, int threads, float* const* out) {
-    const int64_t size = n_fn + n_base + n_scale;
-    add_in_order(parts, threads, size, parts);
-    std::memcpy(out[0], parts, sizeof(float) * n_fn);
-    std::memcpy(out[1], parts + n_fn, sizeof(float) * n_base);
-    std::memcpy(out[2], parts + n_fn + n_base, sizeof(float) * n_scale);
+// The threads' parts become the gradients of fn [m, width], base [m] and scale.
+void sum_parts(float* parts, int m, int64_t width, int n_scale, int threads, float* const* out) {
+    add_in_order(parts, threads, m * width + m + n_scale, parts);
+    from_slices(parts, m, width, out[0]);
+    std::memcpy(out[1], parts + m * width, sizeof(float) * m);
+    std::memcpy(out[2], parts + m * width + m, sizeof(float) * n_scale);
 }
 
 }  // namespace
@@ -449,16 +475,19 @@ void anychip_hc_pre(int n, int64_t tokens, int64_t d, int iters, float eps, floa
     FOR_STREAMS(n, pre<N>(s, x, out, post, comb, mix, rms))
 }
 
-// `parts` is scratch for anychip_threads() copies of (fn, base, scale); dfn, dbase, dscale are overwritten.
+// `parts` is scratch for anychip_threads() + 1 copies of (fn, base, scale); dfn, dbase, dscale are overwritten.
 void anychip_hc_pre_back(int n, int64_t tokens, int64_t d, int iters, float eps, float norm_eps, const float* x,
                          const float* fn, const float* base, const float* scale, const float* mix, const float* rms,
                          const float* dout, const float* dpost, const float* dcomb, float* dx, float* dfn, float* dbase,
                          float* dscale, float* parts) {
     Site s = {fn, base, scale, tokens, d, iters, eps, norm_eps};
     int threads = 1;
-    FOR_STREAMS(n, threads = pre_back<N>(s, x, {dout, dpost, dcomb, mix, rms, dx}, parts))
+    const int m = n * (n + 2);
+    float* slices = parts + omp_get_max_threads() * (m * n * d + m + 3);
+    to_slices(fn, m, n * d, slices);
+    FOR_STREAMS(n, threads = pre_back<N>(s, x, slices, {dout, dpost, dcomb, mix, rms, dx}, parts))
     float* out[3] = {dfn, dbase, dscale};
-    sum_parts(parts, n * (n + 2) * n * d, n * (n + 2), 3, threads, out);
+    sum_parts(parts, m, n * d, 3, threads, out);
 }
 
 void anychip_hc_head(int n, int64_t tokens, int64_t d, float eps, float norm_eps, const float* x, const float* fn,
@@ -472,9 +501,11 @@ void anychip_hc_head_back(int n, int64_t tokens, int64_t d, float eps, float nor
                           float* dx, float* dfn, float* dbase, float* dscale, float* parts) {
     Site s = {fn, base, scale, tokens, d, 0, eps, norm_eps};
     int threads = 1;
-    FOR_STREAMS(n, threads = head_back<N>(s, x, {dout, nullptr, nullptr, mix, rms, dx}, parts))
+    float* slices = parts + omp_get_max_threads() * (n * n * d + n + 1);
+    to_slices(fn, n, n * d, slices);
+    FOR_STREAMS(n, threads = head_back<N>(s, x, slices, {dout, nullptr, nullptr, mix, rms, dx}, parts))
     float* out[3] = {dfn, dbase, dscale};
-    sum_parts(parts, n * n * d, n, 1, threads, out);
+    sum_parts(parts, n, n * d, 1, threads, out);
 }
 
 void anychip_hc_post(int n, int64_t tokens, int64_t d, const float* y, const float* x, const float* weight,
