@@ -12,7 +12,23 @@ import torch
 from anychip.errors import InputError
 from anychip.ops import formats
 
-HARD = [0.0, -0.0, 1e-45, -1e-45, 2.0**-126, 2.0**-149, 3.4e38, -3.4e38, 448.0, 464.0, 6.0, 5.0, 0.25, 1e-4, 2.0**-9]
+HARD = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    2.0**-126,
+    2.0**-149,
+    3.4e38,
+    -3.4e38,
+    448.0,
+    464.0,
+    6.0,
+    5.0,
+    0.25,
+    1e-4,
+    2.0**-9,
+]
 
 
 def reals(count: int = 200_000) -> torch.Tensor:
@@ -49,7 +65,9 @@ def test_every_e8m0_code_decodes_as_in_ml_dtypes_and_torch() -> None:
 
 def test_every_e2m1_code_decodes_as_in_ml_dtypes() -> None:
     codes = np.arange(16, dtype=np.uint8)
-    assert same_bits(formats.decode_e2m1(torch.from_numpy(codes)), from_numpy(codes.view(ml_dtypes.float4_e2m1fn)))
+    assert same_bits(
+        formats.decode_e2m1(torch.from_numpy(codes)), from_numpy(codes.view(ml_dtypes.float4_e2m1fn))
+    )
 
 
 def test_e8m0_codes_survive_a_round_trip() -> None:
@@ -62,7 +80,9 @@ def test_e8m0_codes_survive_a_round_trip() -> None:
 def test_every_e4m3_value_midpoint_and_neighbour_encodes_as_in_ml_dtypes() -> None:
     values = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     middle = (values[1:] + values[:-1]) / 2
-    x = torch.cat([values, middle, torch.nextafter(middle, middle * 2), torch.nextafter(middle, middle * 0), reals()])
+    x = torch.cat(
+        [values, middle, torch.nextafter(middle, middle * 2), torch.nextafter(middle, middle * 0), reals()]
+    )
     x = torch.cat([x, -x]).clamp(-464, 464)
     theirs = x.numpy().astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
     assert np.array_equal(formats.encode_e4m3(x).view(torch.uint8).numpy(), theirs)
@@ -90,7 +110,9 @@ def test_e2m1_packs_the_even_index_into_the_low_nibble() -> None:
 @pytest.mark.parametrize("limit", [448.0, 6.0])
 def test_the_scale_exponent_is_exact_at_and_next_to_every_power_of_two(limit: float) -> None:
     edge = limit * torch.pow(2.0, torch.arange(-130, 119).double()).float()
-    amax = torch.cat([edge, torch.nextafter(edge, edge * 0), torch.nextafter(edge, edge * 2), reals(500).abs()])
+    amax = torch.cat(
+        [edge, torch.nextafter(edge, edge * 0), torch.nextafter(edge, edge * 2), reals(500).abs()]
+    )
     amax = amax[(amax > 0) & amax.isfinite()]
     for value, k in zip(amax.tolist(), formats.ceil_log2_ratio(amax, limit).tolist(), strict=True):
         ratio = Fraction(value) / Fraction(limit)
@@ -130,7 +152,9 @@ def test_fp4_blocks_match_ml_dtypes() -> None:
     amax = x.view(64, 3, 32).abs().amax(-1).double().numpy()
     assert np.array_equal(scale.float().numpy(), 2.0 ** np.ceil(np.log2(amax / 6)))
     grid = x.view(64, 3, 32).numpy() / scale.float().numpy()[..., None]
-    theirs = torch.from_numpy(grid.astype(ml_dtypes.float4_e2m1fn).astype(np.float32)) * scale.float()[..., None]
+    theirs = (
+        torch.from_numpy(grid.astype(ml_dtypes.float4_e2m1fn).astype(np.float32)) * scale.float()[..., None]
+    )
     assert same_bits(formats.dequantize_fp4(packed, scale), theirs.view(64, 96))
 
 
@@ -152,16 +176,22 @@ def test_a_block_with_nan_or_inf_reads_back_as_nan_and_its_neighbour_does_not() 
 def test_bytes_survive_a_round_trip_only_with_the_scale_that_was_read() -> None:
     torch.manual_seed(4)
     x = torch.randn(256, 512)
-    x[:128, :128].clamp_(-1.7, 1.7)[0, 0] = 225 / 128  # scale 2^-7: the largest code rounds to 224, half of 448
+    x[:128, :128].clamp_(-1.7, 1.7)[0, 0] = (
+        225 / 128
+    )  # scale 2^-7: the largest code rounds to 224, half of 448
     for first, read, write in (
         (formats.quantize_fp8(x), formats.dequantize_fp8, formats.quantize_fp8),
         (formats.quantize_fp4(x), formats.dequantize_fp4, formats.quantize_fp4),
     ):
         value = read(*first)
         again, derived = write(value, scale=first.scale), write(value)
-        assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(first, again, strict=True))
+        assert all(
+            torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(first, again, strict=True)
+        )
         assert same_bits(read(*derived), value)  # the values need no memory of the scale ...
-        assert not torch.equal(derived.scale.view(torch.uint8), first.scale.view(torch.uint8))  # ... the bytes do
+        assert not torch.equal(
+            derived.scale.view(torch.uint8), first.scale.view(torch.uint8)
+        )  # ... the bytes do
 
 
 def test_a_remembered_scale_that_no_longer_fits_gives_way_to_the_rule() -> None:
@@ -171,7 +201,9 @@ def test_a_remembered_scale_that_no_longer_fits_gives_way_to_the_rule() -> None:
     trained = formats.dequantize_fp8(*first)
     trained[:, :128] += 0.01
     got = formats.quantize_fp8(trained, scale=first.scale)
-    assert torch.equal(got.codes.view(torch.uint8)[:, :128], formats.quantize_fp8(trained).codes.view(torch.uint8)[:, :128])
+    assert torch.equal(
+        got.codes.view(torch.uint8)[:, :128], formats.quantize_fp8(trained).codes.view(torch.uint8)[:, :128]
+    )
     assert torch.equal(got.codes.view(torch.uint8)[:, 128:], first.codes.view(torch.uint8)[:, 128:])
 
 
@@ -193,7 +225,9 @@ def test_rounding_is_to_nearest_even(name: str) -> None:
     x = reals(2000)
     x = x[(x.abs() >= 2.0**-14) & (x.abs() < 2.0**15)]  # fp16's normal range; the others have fp32's
     one = torch.tensor([1 + (2 * k + 1) * 2.0 ** -(bits + 1) for k in range(8)])  # exact ties
-    for value, got in zip(torch.cat([x, one]).tolist(), formats.round_to(torch.cat([x, one]), name).tolist(), strict=True):
+    for value, got in zip(
+        torch.cat([x, one]).tolist(), formats.round_to(torch.cat([x, one]), name).tolist(), strict=True
+    ):
         step = Fraction(2) ** (int(np.floor(np.log2(abs(value)))) - bits)
         assert Fraction(got) == round(Fraction(value) / step) * step  # Fraction rounds ties to even
 
@@ -231,7 +265,9 @@ def test_fake_quantisation_is_what_reads_back() -> None:
     x = torch.randn(4, 128, dtype=torch.bfloat16)
     assert torch.equal(formats.fake_quantize_fp4(x).float(), formats.dequantize_fp4(*formats.quantize_fp4(x)))
     block = formats.FP8_ACTIVATION_BLOCK
-    assert torch.equal(formats.fake_quantize_fp8(x).float(), formats.dequantize_fp8(*formats.quantize_fp8(x, block), block))
+    assert torch.equal(
+        formats.fake_quantize_fp8(x).float(), formats.dequantize_fp8(*formats.quantize_fp8(x, block), block)
+    )
 
 
 def test_an_unknown_rounding_is_refused_with_the_nearest_name() -> None:

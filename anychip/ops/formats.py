@@ -91,7 +91,9 @@ def decode_e4m3(codes: Tensor) -> Tensor:
     return codes.float()
 
 
-def quantize_fp8(x: Tensor, block: tuple[int, int] = FP8_WEIGHT_BLOCK, scale: Tensor | None = None) -> Quantized:
+def quantize_fp8(
+    x: Tensor, block: tuple[int, int] = FP8_WEIGHT_BLOCK, scale: Tensor | None = None
+) -> Quantized:
     """Quantise x [..., m, n] to E4M3 by blocks; scale [..., ceil(m/rows), ceil(n/columns)].
 
     A given `scale` is used where it reproduces the whole block exactly (a block once read with that scale), so
@@ -146,7 +148,9 @@ def quantize_fp4(x: Tensor, scale: Tensor | None = None) -> Quantized:
     Raises InputError where n is not a multiple of 32.
     """
     if x.shape[-1] % FP4_BLOCK[1]:
-        raise InputError(f"FP4 needs rows of a multiple of {FP4_BLOCK[1]} values; these have {x.shape[-1]}: use fp8")
+        raise InputError(
+            f"FP4 needs rows of a multiple of {FP4_BLOCK[1]} values; these have {x.shape[-1]}: use fp8"
+        )
     computed = fp4_scale(x)
     if scale is not None:
         computed = _keep_exact(x, scale, computed, FP4_BLOCK)
@@ -179,7 +183,9 @@ def round_to(x: Tensor, name: str) -> Tensor:
     Raises InputError for another name.
     """
     if name not in ROUNDINGS:
-        raise InputError(f"no rounding to {name!r}; there are {', '.join(ROUNDINGS)}.{nearest(name, ROUNDINGS)}")
+        raise InputError(
+            f"no rounding to {name!r}; there are {', '.join(ROUNDINGS)}.{nearest(name, ROUNDINGS)}"
+        )
     return x if name == "fp32" else _straight_through(x, name, FP4_BLOCK)
 
 
@@ -243,8 +249,10 @@ def _block_amax(x: Tensor, block: tuple[int, int]) -> Tensor:
 def _keep_exact(x: Tensor, given: Tensor, computed: Tensor, block: tuple[int, int]) -> Tensor:
     """Return the given E8M0 scale where it holds its whole block exactly, the computed one elsewhere."""
     if given.shape != computed.shape:
-        raise InputError(f"the scale has shape {tuple(given.shape)}; blocks of {block} of {tuple(x.shape)} "
-                         f"need {tuple(computed.shape)}")
+        raise InputError(
+            f"the scale has shape {tuple(given.shape)}; blocks of {block} of {tuple(x.shape)} "
+            f"need {tuple(computed.shape)}"
+        )
     if torch.equal(given.view(torch.uint8), computed.view(torch.uint8)):
         return computed
     spread = expand_scale(given, block, x.shape)
