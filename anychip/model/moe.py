@@ -46,13 +46,18 @@ class SharedExpert(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts weighed by the gate, scaled, plus the shared expert; both clamp their SwiGLU."""
+    """Routed experts weighed by the gate, scaled, plus the shared expert; both clamp their SwiGLU.
+
+    `chosen` holds the expert ids [T, K] of the last pass that built gradients (None before the first), so that a
+    trainer can balance the load by the gate's bias.
+    """
 
     def __init__(self, config: ModelConfig, hashed: bool) -> None:
         super().__init__()
         self.gate = Gate(config, hashed)
         self.experts = Experts(config)
         self.shared_experts = SharedExpert(config)
+        self.chosen: Tensor | None = None
         self.topk, self.scale, self.limit = config.num_experts_per_tok, config.routed_scaling_factor, config.swiglu_limit
 
     def forward(self, x_Td: Tensor, ids_T: Tensor, ops: Ops) -> Tensor:
@@ -60,5 +65,7 @@ class MoE(nn.Module):
         gate, shared = self.gate, self.shared_experts
         fixed = None if gate.tid2eid is None else gate.tid2eid[ids_T]
         chosen, weight = ops.route(x_Td, gate.weight, self.topk, bias_E=gate.bias, ids_TK=fixed)
+        if torch.is_grad_enabled():
+            self.chosen = chosen.detach()
         routed = ops.experts(x_Td, chosen, weight * self.scale, (self.experts.w13, self.experts.w2), self.limit)
         return routed + ops.mlp(x_Td, shared.w1.weight, shared.w3.weight, shared.w2.weight, self.limit)

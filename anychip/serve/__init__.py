@@ -1,0 +1,1 @@
+"""Running a model: opening one by name, and generating tokens with it."""
