@@ -136,7 +136,7 @@ def main() -> None:
     torch.manual_seed(0)
     config, found = load_config("tiny"), defaultdict(list)
     ours = Ours(config)
-    peer = Peer(config, {name: value.detach() for name, value in ours.model.state_dict().items()})
+    peer = Peer(ours.model)
     stages: list[Callable[[], Any]] = [
         lambda: train(ours, peer, found),
         lambda: decode(ours, peer, found),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from anychip.checkpoint import convert, save_checkpoint
 from anychip.chips import open_chip
 from anychip.config import ModelConfig
 from anychip.model import Layout, State, Transformer, initialize
@@ -94,13 +96,14 @@ class Peer:
 
     name = "transformers"
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
-        from anychip.checkpoint.convert import to_transformers_config, to_transformers_state
-        from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+    def __init__(self, model: Transformer) -> None:
+        from transformers import DeepseekV4ForCausalLM
 
-        self.config = config
-        self.model = DeepseekV4ForCausalLM(DeepseekV4Config(**to_transformers_config(config)))
-        self.model.load_state_dict(to_transformers_state(config, weights))
+        self.config = model.config
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(model, model.config, f"{folder}/ours", format="fp32")
+            convert(f"{folder}/ours", f"{folder}/theirs", to="transformers")
+            self.model = DeepseekV4ForCausalLM.from_pretrained(f"{folder}/theirs", dtype=torch.float32)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> float:
