@@ -1,0 +1,35 @@
+"""The command line `anychip`: one module a command. Exit codes: 0 done, 1 a check failed, 2 bad input."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import chips, convert, doctor, generate, train
+from .terminal import Commands, show_version
+
+
+def build() -> typer.Typer:
+    """Return the application with every command. Nothing heavy is imported until a command runs."""
+    app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                      rich_markup_mode="rich", help="DeepSeek-V4-family models on any chip, and the gap between chips.")
+    app.callback()(_options)
+    app.command("chips")(chips.chips)
+    app.command("train")(train.train)
+    app.command("generate")(generate.generate)
+    app.command("convert")(convert.convert)
+    app.command("doctor")(doctor.doctor)
+    return app
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=show_version,
+                                          is_eager=True)] = False,
+) -> None:
+    """DeepSeek-V4-family models on any chip, and the gap between chips."""
+
+
+def main() -> None:
+    """Run the command line."""
+    build()()

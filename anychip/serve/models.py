@@ -1,0 +1,48 @@
+"""Opening a model by name or folder: its weights on a chip, and its tokenizer."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from ..checkpoint import load_model
+from ..checkpoint.load import Progress
+from ..chips import Chip
+from ..config import PRESETS
+from ..errors import InputError, nearest
+from ..model import Transformer
+from ..text.tokenizer import Tokenizer, open_tokenizer
+
+SHIPPED = ("nano",)  # presets whose trained weights install with anychip
+
+
+def open_model(name: str | Path, chip: Chip, *, progress: Progress | None = None) -> tuple[Transformer, Tokenizer]:
+    """Return a trained model on the chip, in fp32, and the tokenizer that lies beside its weights.
+
+    `name` is as for `model_folder`. Raises InputError or CheckpointError with every reason why it cannot be opened.
+    """
+    folder = model_folder(name)
+    model, loaded = load_model(folder, chip.ops(), device=chip.device, progress=progress)
+    tokenizer = open_tokenizer(folder)
+    if tokenizer.vocab_size > loaded.config.vocab_size:
+        raise InputError(f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
+                         f"{loaded.config.vocab_size} (vocab_size): put the model's own tokenizer files there")
+    return model.eval(), tokenizer
+
+
+def model_folder(name: str | Path) -> Path:
+    """Return the checkpoint folder of `nano` (ships with anychip), of a folder, or of a training run's folder.
+
+    A training run's folder stands for the model of its last save. Raises InputError where there is none.
+    """
+    if str(name) in SHIPPED:
+        return Path(str(files("anychip"))) / "weights" / str(name)
+    if str(name) in PRESETS:
+        raise InputError(f"preset {str(name)!r} has no trained weights in anychip; only {', '.join(SHIPPED)} has. Give "
+                         "the folder of a checkpoint, or train one: anychip train --preset " + str(name))
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(f"there is no model {str(name)!r}: it is neither a folder nor one of {', '.join(SHIPPED)}."
+                         + nearest(str(name), SHIPPED))
+    saves = sorted(folder.glob("step-????????/model"))
+    return saves[-1] if saves and not (folder / "config.json").exists() else folder
