@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -10,42 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_cases import files_of, random_model, same_weights, small_config
 from safetensors import safe_open
 
-from anychip.checkpoint import FORMATS, codec, digest, load_checkpoint, load_model, read_config, save_checkpoint
+from anychip.checkpoint import (
+    FORMATS,
+    codec,
+    digest,
+    load_checkpoint,
+    load_model,
+    read_config,
+    save_checkpoint,
+)
 from anychip.checkpoint.layout import Role, pieces
 from anychip.checkpoint.naming import in_model, stored_tensors
-from anychip.config import ModelConfig, load_config
-from anychip.model import Layout, Transformer, initialize
+from anychip.config import load_config
+from anychip.model import Layout, Transformer
 from anychip.ops import Ops
-
-
-def small_config(**changes: object) -> ModelConfig:
-    """Nano cut down, with widths that leave cut edge blocks for the 128x128 scales."""
-    config = dataclasses.replace(
-        load_config("nano"), vocab_size=160, num_hidden_layers=3, compress_ratios=(0, 4, 128, 0), n_routed_experts=4
-    )
-    return dataclasses.replace(config, hidden_size=160, **changes)
-
-
-def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
-    model = Transformer(config, Ops())
-    initialize(model, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if not name.endswith(("tid2eid", "weight", "w13", "w2")):
-                tensor.normal_(generator=generator)  # sinks, biases and mHC begin at constants
-    return model
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def same_weights(a: Transformer, b: Transformer) -> bool:
-    theirs = b.state_dict()
-    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
 
 
 def test_fp32_comes_back_exactly_and_runs_the_same(tmp_path: Path) -> None:
@@ -116,7 +96,10 @@ def test_quantised_formats_store_what_the_publisher_stores(tmp_path: Path) -> No
         found = {n: (file.get_slice(n).get_dtype(), file.get_slice(n).get_shape()) for n in expected}
     assert found == expected
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["expert_dtype"] == "fp4" and config["quantization_config"]["weight_block_size"] == [128, 128]
+    assert config["expert_dtype"] == "fp4" and config["quantization_config"]["weight_block_size"] == [
+        128,
+        128,
+    ]
 
 
 def test_fp8_loads_as_its_dequantised_reference(tmp_path: Path) -> None:
@@ -124,10 +107,17 @@ def test_fp8_loads_as_its_dequantised_reference(tmp_path: Path) -> None:
     save_checkpoint(model, model.config, tmp_path / "out", format="fp8")
     again = load_model(tmp_path / "out", Ops())[0].state_dict()
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
-        for name, tensor in (("mtp.0.h_proj", again["mtp.0.h_proj.weight"]),
-                             ("layers.0.ffn.experts.2.w3", again["layers.0.ffn.experts.w13"][2, 32:])):
-            codes, scale = file.get_tensor(name + ".weight").double(), file.get_tensor(name + ".scale").double()
-            spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: codes.shape[0], : codes.shape[1]]
+        for name, tensor in (
+            ("mtp.0.h_proj", again["mtp.0.h_proj.weight"]),
+            ("layers.0.ffn.experts.2.w3", again["layers.0.ffn.experts.w13"][2, 32:]),
+        ):
+            codes, scale = (
+                file.get_tensor(name + ".weight").double(),
+                file.get_tensor(name + ".scale").double(),
+            )
+            spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[
+                : codes.shape[0], : codes.shape[1]
+            ]
             assert torch.equal(tensor.double(), codes * spread)
 
 
@@ -192,7 +182,9 @@ def test_v4_flash_has_exactly_the_published_names_and_numbers() -> None:
     for piece in found:
         count[piece.role] += math.prod(piece.shape)
     assert count[Role.TABLE] == 2_327_040  # the three hash tables
-    assert round(count[Role.EXPERT] / 44 * 46 / 1e9, 2) == 296.35  # FP4 numbers of Flash-0731: 43 layers, 3 drafts
+    assert (
+        round(count[Role.EXPERT] / 44 * 46 / 1e9, 2) == 296.35
+    )  # FP4 numbers of Flash-0731: 43 layers, 3 drafts
     assert len({piece.name for piece in found}) == len(found)
     specs = [spec.name for piece in found for spec in codec.form(piece, "fp4").specs()]
     scales = [name for name in specs if name.endswith(".scale")]

@@ -14,9 +14,9 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from . import codec
 from .configs import read_config
-from .files import CheckpointFolder, TensorInfo
+from .files import CheckpointFolder
 from .layout import Piece, Role, is_shared_copy
-from .naming import Stored, publisher, recognise, stored_tensors
+from .naming import Stored, canonical, in_model, publisher, stored_tensors, transformers
 from .problems import Problems
 
 
@@ -39,6 +39,7 @@ class Source:
     config: ModelConfig
     parts: list[Part] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
+    lost: frozenset[str] = frozenset()  # published names of the tensors in unreadable shards
 
     def raw(self, part: Part) -> tuple[Tensor, Tensor | None]:
         """Return a piece's weight and scale as stored. Raises CheckpointError where they cannot be read."""
@@ -92,89 +93,103 @@ def open_source(where: str | Path, config: ModelConfig | None = None) -> Source:
     """
     folder = CheckpointFolder(where)
     config = config or read_config(folder.folder, folder.tensors.keys() | folder.unreadable)
-    source = Source(folder, config, problems=Problems(folder.problems))
-    naming = recognise(folder.tensors.keys() | folder.unreadable, config)
+    lost = frozenset(map(canonical, folder.unreadable))
+    source = Source(folder, config, problems=Problems(folder.problems), lost=lost)
+    names = _by_canonical_name(source)
     used: set[str] = set()
-    for stored in stored_tensors(config, naming):
-        used.add(stored.name)
-        if stored.name == stored.pieces[0].name and stored.pieces[0].role in (Role.LINEAR, Role.EXPERT):
-            used.add(stored.pieces[0].scale)
-        for piece, kind, scale in _match(
-            source, stored, naming is publisher or stored.name.startswith("mtp.")
-        ):
-            source.parts.append(Part(piece, stored.name, naming(piece).index, kind, scale))
-    _note_extra(source, used)
+    for stack in stored_tensors(config, in_model):
+        is_stack = len(stack.pieces) > 1 and stack.name in names
+        for stored in [stack] if is_stack else [Stored(p.name, p.shape, (p,)) for p in stack.pieces]:
+            used.add(stored.name)
+            kind = _kind(source, stored, names)
+            if kind in ("fp8", "fp4"):
+                used.add(stored.pieces[0].scale)
+                if not _scale_fits(source, stored.pieces[0], kind, names):
+                    continue
+            if kind is not None:
+                source.parts += _parts(stored, kind, names)
+    _note_extra(source, {names[name] for name in used & names.keys()})
     return source
 
 
-def _match(source: Source, stored: Stored, may_quantise: bool) -> Iterator[tuple[Piece, str, str | None]]:
-    """Yield the stored tensor's pieces with their kind and scale; note what keeps it from being read."""
-    folder, problems = source.folder, source.problems
-    if stored.name in folder.unreadable:
-        return  # its shard is named already
-    info = folder.tensors.get(stored.name)
-    if info is None:
-        if folder.complete:
-            problems.add("missing", stored.name)
-            if stored.name.startswith("mtp."):
-                problems.advise(
-                    "num_nextn_predict_layers=0 in config.json loads a model without its MTP block"
-                )
-        return
-    kind = codec.form_of_stored(stored.pieces[0], info.dtype)
-    if kind is None or (kind in ("fp8", "fp4") and not may_quantise):
+def _by_canonical_name(source: Source) -> dict[str, str]:
+    """Return published (or stacked) name -> stored name of the tensors that can be read."""
+    names: dict[str, str] = {}
+    for name in source.folder.tensors:
+        key = canonical(name)
+        if key in names:
+            source.problems.add("double", f"{name} and {names[key]} are the same tensor")
+        names.setdefault(key, name)
+    return names
+
+
+def _parts(stored: Stored, kind: str, names: Mapping[str, str]) -> Iterator[Part]:
+    for piece in stored.pieces:
+        scale = names[piece.scale] if kind in ("fp8", "fp4") else None
+        yield Part(piece, names[stored.name], piece.index if len(stored.pieces) > 1 else (), kind, scale)
+
+
+def _kind(source: Source, stored: Stored, names: Mapping[str, str]) -> str | None:
+    """Return how a tensor is encoded; None, with the problem noted, where it cannot be read."""
+    piece, problems, name = stored.pieces[0], source.problems, names.get(stored.name)
+    if name is None:
+        _note_missing(source, piece, names)
+        return None
+    info = source.folder.tensors[name]
+    kind = codec.form_of_stored(piece, info.dtype)
+    if kind is None or (kind in ("fp8", "fp4") and len(stored.pieces) > 1):
         problems.add(
             "wrong dtype",
-            f"{stored.name} is {info.dtype}; a {stored.pieces[0].role.name} tensor is stored "
-            f"as {stored.pieces[0].role.value}",
+            f"{name} is {info.dtype}; a tensor of the kind {piece.role.name} is stored as {piece.role.value}",
         )
-        return
+        return None
     wanted = (*stored.shape[:-1], stored.shape[-1] // 2) if kind == "fp4" else stored.shape
     if info.shape != wanted:
-        problems.add(
-            "misshapen", f"{stored.name} is {list(info.shape)}, the configuration needs {list(wanted)}"
-        )
+        problems.add("misshapen", f"{name} is {list(info.shape)}, the configuration needs {list(wanted)}")
+        return None
+    return kind
+
+
+def _note_missing(source: Source, piece: Piece, names: Mapping[str, str]) -> None:
+    """Note a tensor that no shard has, unless its shard is lost and named already."""
+    if not source.folder.complete or piece.name in source.lost or piece.tensor in source.lost:
         return
-    if kind not in ("fp8", "fp4"):
-        yield from ((piece, kind, None) for piece in stored.pieces)
-    elif _scale_fits(source, stored.pieces[0], kind):
-        yield stored.pieces[0], kind, stored.pieces[0].scale
+    spelled = publisher if names.get("embed.weight", "embed.weight") == "embed.weight" else transformers
+    source.problems.add("missing", spelled(piece).name)
+    if piece.name.startswith("mtp."):
+        source.problems.advise(
+            "num_nextn_predict_layers=0 in config.json loads a model without its MTP block"
+        )
 
 
-def _scale_fits(source: Source, piece: Piece, kind: str) -> bool:
-    if piece.scale in source.folder.unreadable:
-        return False
-    spec = codec.form(piece, kind).scale
+def _scale_fits(source: Source, piece: Piece, kind: str, names: Mapping[str, str]) -> bool:
+    tensors, spec = source.folder.tensors, codec.form(piece, kind).scale
     assert spec is not None
-    info = source.folder.tensors.get(piece.scale)
-    if info is None:
-        source.problems.add("missing", f"{piece.scale}, the scale of {piece.name}")
-    elif info.dtype not in codec.SCALES[: 2 if kind == "fp8" else 1]:
+    if piece.scale not in names:
+        if source.folder.complete and piece.scale not in source.lost:
+            source.problems.add("missing", f"{piece.scale}, the scale of {piece.name}")
+        return False
+    info = tensors[names[piece.scale]]
+    if info.dtype not in codec.SCALES[: 2 if kind == "fp8" else 1]:
         source.problems.add("wrong dtype", f"{piece.scale} is {info.dtype}; a scale is F8_E8M0")
-    elif info.shape != spec.shape:
+        return False
+    if info.shape != spec.shape:
         source.problems.add(
             "misshapen", f"{piece.scale} is {list(info.shape)}, {piece.name} needs {list(spec.shape)}"
         )
-    else:
-        return True
-    return False
+        return False
+    return True
 
 
 def _note_extra(source: Source, used: set[str]) -> None:
-    tensors: Mapping[str, TensorInfo] = source.folder.tensors
-    for name in tensors:
-        unneeded_scale = name.endswith(".scale") and name in used and not _is_scaled(tensors, name)
-        if (name not in used and not is_shared_copy(name)) or unneeded_scale:
-            source.problems.add("extra", f"{name} {tensors[name].dtype} {list(tensors[name].shape)}")
-            if re.search(r"^mtp\.[12]\.|main_proj|markov|confidence", name):
-                source.problems.advise("these are DSpark draft blocks, not an MTP block; this model has none")
-            elif name.startswith("mtp."):
-                source.problems.advise("num_nextn_predict_layers=1 in config.json loads the MTP block")
-
-
-def _is_scaled(tensors: Mapping[str, TensorInfo], scale: str) -> bool:
-    weight = tensors.get(scale.removesuffix(".scale") + ".weight")
-    return weight is None or weight.dtype not in codec.FLOATS
+    for name, info in source.folder.tensors.items():
+        if name in used or is_shared_copy(name):
+            continue
+        source.problems.add("extra", f"{name} {info.dtype} {list(info.shape)}")
+        if re.search(r"^mtp\.[12]\.|main_proj|markov|confidence", name):
+            source.problems.advise("these are DSpark draft blocks, not an MTP block; this model has none")
+        elif name.startswith("mtp."):
+            source.problems.advise("num_nextn_predict_layers=1 in config.json loads the MTP block")
 
 
 def nbytes(part: Part) -> int:
