@@ -58,7 +58,8 @@ class MoE(nn.Module):
         self.experts = Experts(config)
         self.shared_experts = SharedExpert(config)
         self.chosen: Tensor | None = None
-        self.topk, self.scale, self.limit = config.num_experts_per_tok, config.routed_scaling_factor, config.swiglu_limit
+        self.topk, self.limit = config.num_experts_per_tok, config.swiglu_limit
+        self.scale = config.routed_scaling_factor
 
     def forward(self, x_Td: Tensor, ids_T: Tensor, ops: Ops) -> Tensor:
         """Return [T, d]. `ids_T` are the token ids, read by hash-routed layers only."""
