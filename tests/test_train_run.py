@@ -1,0 +1,166 @@
+"""Runs in a folder: the curve after an interruption is the unbroken one, and a kill leaves the last good save."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_cases import run
+
+from anychip.chips import open_chip
+from anychip.errors import CheckpointError, InputError
+from anychip.train import Diverged, read_losses, train
+from anychip.train.saves import saved_steps
+
+CHIP = open_chip("cpu:reference")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(step):
+    def report(result):
+        if result.step == step:
+            raise Interrupted
+
+    return report
+
+
+def curve(out):
+    return [{key: value for key, value in line.items() if key != "time_s"} for line in read_losses(out)]
+
+
+def weights(checkpoint):
+    return load_file(checkpoint / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    return out, train(run(), CHIP, out, save_every=2)
+
+
+def test_a_run_leaves_one_save_with_the_tokenizer_and_one_line_a_step(unbroken):
+    out, checkpoint = unbroken
+    assert saved_steps(out) == [6] and checkpoint == out / "step-00000006" / "model"
+    assert {p.name for p in checkpoint.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json",
+                                                      "tokenizer_config.json"}
+    assert [line["step"] for line in read_losses(out)] == list(range(6))
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])  # before the first save, between saves, at one
+def test_a_resumed_curve_is_bitwise_the_unbroken_one(unbroken, tmp_path, step):
+    with pytest.raises(Interrupted):
+        train(run(), CHIP, tmp_path, save_every=2, report=stop_at(step))
+    resumed = train(run(), CHIP, tmp_path, save_every=2)
+    assert curve(tmp_path) == curve(unbroken[0])
+    expected, found = weights(unbroken[1]), weights(resumed)
+    assert expected.keys() == found.keys() and all(torch.equal(expected[n], found[n]) for n in expected)
+
+
+def test_a_finished_run_is_left_as_it_is(unbroken):
+    before = (unbroken[0] / "loss.jsonl").read_text()
+    assert train(run(), CHIP, unbroken[0], save_every=2) == unbroken[1]
+    assert (unbroken[0] / "loss.jsonl").read_text() == before
+
+
+def test_other_settings_do_not_resume_a_run(unbroken):
+    with pytest.raises(InputError, match=r"settings.learning_rate: the folder has 0.003, asked for is 0.1\n"
+                                         r"  settings.seed: the folder has 0, asked for is 1"):
+        train(run(learning_rate=0.1, seed=1), CHIP, unbroken[0])
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="holds no training run"):
+        train(run(), CHIP, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_save_is_named(unbroken, tmp_path):
+    with pytest.raises(Interrupted):
+        train(run(), CHIP, tmp_path, save_every=2, report=stop_at(2))
+    path = tmp_path / "step-00000002" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"step-00000002/optimizer.safetensors cannot be read"):
+        train(run(), CHIP, tmp_path, save_every=2)
+
+
+def test_lost_loss_lines_are_noticed(tmp_path):
+    with pytest.raises(Interrupted):
+        train(run(), CHIP, tmp_path, save_every=2, report=stop_at(3))
+    (tmp_path / "loss.jsonl").write_text("")
+    with pytest.raises(InputError, match="does not hold the 4 steps of the last save"):
+        train(run(), CHIP, tmp_path, save_every=2)
+
+
+def test_divergence_keeps_the_last_good_save(tmp_path):
+    wild = run(learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(Diverged, match=r"training stopped at step \d"):
+        train(wild, CHIP, tmp_path, save_every=100)
+    assert saved_steps(tmp_path) == [] and all(line["loss"] == line["loss"] for line in read_losses(tmp_path))
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
+    # One step at an absurd rate has a finite loss but leaves weights that overflow.
+    with pytest.raises((CheckpointError, Diverged)):
+        train(run(learning_rate=3e38, clip_norm=1e9), CHIP, tmp_path, save_every=1)
+    assert saved_steps(tmp_path) == [] and not list(tmp_path.glob("step-*"))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    plan = run()
+    with pytest.raises(InputError, match="the tokenizer has 4096 tokens, the model 1000"):
+        train(replace(plan, config=replace(plan.config, vocab_size=1000)), CHIP, tmp_path)
+
+
+def test_what_a_kill_left_half_written_is_removed(unbroken, tmp_path):
+    with pytest.raises(Interrupted):
+        train(run(), CHIP, tmp_path, save_every=2, report=stop_at(2))
+    (tmp_path / "step-00000004.partial" / "model").mkdir(parents=True)
+    with (tmp_path / "loss.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss"')
+    train(run(), CHIP, tmp_path, save_every=2)
+    assert curve(tmp_path) == curve(unbroken[0]) and not list(tmp_path.glob("*.partial"))
+
+
+KILLED = """
+import os, signal, sys
+from anychip.train import saves
+from train_cases import run
+from anychip.chips import open_chip
+from anychip.train import train
+moment, calls = sys.argv[2], 0
+real = getattr(saves, moment)
+def deadly(*args, **named):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **named)
+setattr(saves, moment, deadly)
+train(run(), open_chip("cpu:reference"), sys.argv[1], save_every=2)
+"""
+
+
+@pytest.mark.parametrize(("moment", "call"), [("clear_partial", 2), ("save_checkpoint", 2), ("_sync", 5)])
+def test_kill_9_during_the_second_save_leaves_the_first_and_resumes_exactly(unbroken, tmp_path, moment, call):
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment, str(call)],
+                            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert saved_steps(tmp_path) == [2]
+    train(run(), CHIP, tmp_path, save_every=2)
+    assert curve(tmp_path) == curve(unbroken[0])
+
+
+def test_run_json_names_everything_that_the_losses_depend_on(unbroken):
+    found = json.loads((unbroken[0] / "run.json").read_text())
+    assert set(found) == {"anychip", "chip", "config", "settings", "tokenizer", "tokens"}
