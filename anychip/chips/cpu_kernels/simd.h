@@ -91,3 +91,24 @@ INLINE float dot(const float* a, const float* b, int64_t n) {
     for (; i < n; i++) sum += a[i] * b[i];
     return sum;
 }
+
+// out[r] = x . w_r for up to four consecutive rows of n numbers, each read once.
+INLINE void row_dots(const float* x, const float* w, int rows, int64_t n, float* out) {
+    if (rows < 4) {
+        for (int r = 0; r < rows; r++) out[r] = dot(x, w + r * n, n);
+        return;
+    }
+    f8 a[4] = {}, b[4] = {};
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int r = 0; r < 4; r++) {
+            a[r] += load8(x + i) * load8(w + r * n + i);
+            b[r] += load8(x + i + 8) * load8(w + r * n + i + 8);
+        }
+    for (; i + 8 <= n; i += 8)
+        for (int r = 0; r < 4; r++) a[r] += load8(x + i) * load8(w + r * n + i);
+    for (int r = 0; r < 4; r++) {
+        out[r] = sum8(a[r] + b[r]);
+        for (int64_t j = i; j < n; j++) out[r] += x[j] * w[r * n + j];
+    }
+}

@@ -1,0 +1,323 @@
+// Routed experts and the shared expert: w2 (weight * silu(min(w1 x, limit)) * clamp(w3 x, -limit, limit)).
+// (token, choice) pairs are sorted by expert and cut into panels of PANEL tokens; threads take panels (forward, dx) or
+// blocks of weight rows (dw). Every result is made by one thread in one order, whichever thread that is.
+#include <algorithm>
+#include <vector>
+#include <omp.h>
+
+#include "tile.h"
+
+namespace {
+
+struct Bank {
+    const float *w1, *w3, *w2;
+    int64_t stride13, stride2;  // from one expert to the next
+    int64_t experts, d, width;
+};
+
+// Where each pair goes. In `memory` (int32): offset [E+1], first panel [E+1], order [pairs], position [pairs].
+struct Plan {
+    int32_t *offset, *panel, *order, *position;
+    int64_t pairs;
+};
+
+Plan plan_at(int32_t* memory, int64_t experts, int64_t pairs) {
+    return {memory, memory + experts + 1, memory + 2 * (experts + 1), memory + 2 * (experts + 1) + pairs, pairs};
+}
+
+// A stable counting sort. Pairs whose id is no expert take no part: their position is -1.
+void sort_pairs(const int64_t* ids, int64_t experts, const Plan& p) {
+    std::fill(p.offset, p.offset + experts + 1, 0);
+    for (int64_t i = 0; i < p.pairs; i++)
+        if (ids[i] >= 0 && ids[i] < experts) p.offset[ids[i] + 1]++;
+    p.panel[0] = 0;
+    for (int64_t e = 0; e < experts; e++) {
+        p.panel[e + 1] = p.panel[e] + (p.offset[e + 1] + PANEL - 1) / PANEL;
+        p.offset[e + 1] += p.offset[e];
+    }
+    std::vector<int32_t> next(p.offset, p.offset + experts);
+    for (int64_t i = 0; i < p.pairs; i++) {
+        p.position[i] = ids[i] >= 0 && ids[i] < experts ? next[ids[i]]++ : -1;
+        if (p.position[i] >= 0) p.order[p.position[i]] = i;
+    }
+}
+
+struct Item {
+    int32_t expert, begin, count, panel;  // sorted rows begin .. begin + count, and the panel they are
+};
+
+std::vector<Item> panels_of(const Plan& p, int64_t experts) {
+    std::vector<Item> items;
+    for (int32_t e = 0; e < experts; e++)
+        for (int32_t at = p.offset[e], n = p.panel[e]; at < p.offset[e + 1]; at += PANEL, n++)
+            items.push_back({e, at, std::min<int32_t>(PANEL, p.offset[e + 1] - at), n});
+    return items;
+}
+
+struct Batch {
+    const float *x, *weight;  // weight null: one
+    int64_t tokens, choices;
+    float limit;
+};
+
+// panel[channel][lane] of the tokens of an item, from rows [tokens][channels].
+INLINE void gather(const Item& it, const Plan& p, int64_t choices, const float* from, int64_t channels, float* panel) {
+    const float* rows[PANEL];
+    for (int i = 0; i < it.count; i++) rows[i] = from + p.order[it.begin + i] / choices * channels;
+    rows_to_panel(rows, it.count, channels, panel);
+}
+
+INLINE void lane_weights(const Item& it, const Plan& p, const float* weight, float* lanes) {
+    for (int i = 0; i < PANEL; i++) lanes[i] = i >= it.count ? 0.0f : weight ? weight[p.order[it.begin + i]] : 1.0f;
+}
+
+// hidden = weight * silu(min(gate, limit)) * clamp(up); panels of [width][PANEL].
+void swiglu(const float* gate_up, const float* lanes, int64_t width, float limit, float* hidden) {
+    for (int64_t i = 0; i < width * PANEL; i += 8) {
+        f8 gate = min8(load8(gate_up + i), limit), up = load8(gate_up + width * PANEL + i);
+        up = max8(min8(up, limit), -limit);
+        store8(hidden + i, gate * sigmoid8(gate) * up * load8(lanes + i % PANEL));
+    }
+}
+
+// out[t] = the sum over the token's choices, in their order, of rows[position].
+void sum_choices(const float* rows, const Plan& p, int64_t tokens, int64_t choices, int64_t d, float* out) {
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t c = 0; c < d; c += 8) {
+            f8 sum = {};
+            for (int64_t k = 0; k < choices; k++) {
+                const int32_t at = p.position[t * choices + k];
+                if (at >= 0) sum += load8(rows + at * d + c);
+            }
+            store8(out + t * d + c, sum);
+        }
+}
+
+void forward(const Bank& b, const Batch& in, const Plan& p, float* gate_up, float* rows, float* out) {
+    const std::vector<Item> items = panels_of(p, b.experts);
+    const int64_t many = items.size();
+#pragma omp parallel if (many > 1)
+    {
+        std::vector<float> own(PANEL * (2 * b.d + 3 * b.width));
+        float *x = own.data(), *y = x + PANEL * b.d, *hidden = y + PANEL * b.d, *own_gate_up = hidden + PANEL * b.width;
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t i = 0; i < many; i++) {
+            const Item& it = items[i];
+            float lanes[PANEL], *gu = gate_up ? gate_up + it.panel * 2 * b.width * PANEL : own_gate_up;
+            gather(it, p, in.choices, in.x, b.d, x);
+            lane_weights(it, p, in.weight, lanes);
+            times_panel(b.w1 + it.expert * b.stride13, b.width, b.d, x, gu);
+            times_panel(b.w3 + it.expert * b.stride13, b.width, b.d, x, gu + b.width * PANEL);
+            swiglu(gu, lanes, b.width, in.limit, hidden);
+            times_panel(b.w2 + it.expert * b.stride2, b.d, b.width, hidden, y);
+            panel_to_rows(y, it.count, b.d, rows + it.begin * b.d);
+        }
+        sum_choices(rows, p, in.tokens, in.choices, b.d, out);
+    }
+}
+
+// From the gradient of the hidden panel to that of gate and up; `hidden` and the lanes' weight gradient are made too.
+void swiglu_back(const float* gate_up, const float* lanes, int64_t width, float limit, const float* dhidden, float* hidden,
+                 float* dgate_up, float* dlanes) {
+    f8 sums[PANEL / 8] = {};
+    for (int64_t i = 0; i < width * PANEL; i += 8) {
+        const int part = i % PANEL / 8;
+        f8 gate = load8(gate_up + i), up = load8(gate_up + width * PANEL + i), weight = load8(lanes + 8 * part);
+        f8 kept_gate = min8(gate, limit), kept_up = max8(min8(up, limit), -limit), zero = {};
+        f8 open = sigmoid8(kept_gate), silu = kept_gate * open, grad = load8(dhidden + i);
+        sums[part] += grad * silu * kept_up;
+        store8(hidden + i, silu * kept_up * weight);
+        grad *= weight;
+        f8 dgate = grad * kept_up * (open + silu * (1.0f - open)), dup = grad * silu;
+        store8(dgate_up + i, gate > limit ? zero : dgate);
+        store8(dgate_up + width * PANEL + i, up > limit ? zero : up < -limit ? zero : dup);
+    }
+    for (int part = 0; part < PANEL / 8; part++) store8(dlanes + 8 * part, sums[part]);
+}
+
+struct Gradient {
+    const float *dout, *gate_up;
+    float *dx, *dweight, *dw1, *dw3, *dw2;
+    float *rows, *dgate_up, *hidden;  // scratch: pairs x d, panels x 2 width x PANEL, pairs x width
+};
+
+void backward_panel(const Bank& b, const Batch& in, const Plan& p, const Gradient& g, const Item& it, float* own) {
+    float *dy = own, *dx = dy + PANEL * b.d, *dhidden = dx + PANEL * b.d, *hidden = dhidden + PANEL * b.width;
+    float lanes[PANEL], dlanes[PANEL];
+    const float* gu = g.gate_up + it.panel * 2 * b.width * PANEL;
+    float* dgu = g.dgate_up + it.panel * 2 * b.width * PANEL;
+    gather(it, p, in.choices, g.dout, b.d, dy);
+    lane_weights(it, p, in.weight, lanes);
+    transposed_times_panel(b.w2 + it.expert * b.stride2, b.width, b.d, dy, dhidden, false);
+    swiglu_back(gu, lanes, b.width, in.limit, dhidden, hidden, dgu, dlanes);
+    if (g.dweight)
+        for (int i = 0; i < it.count; i++) g.dweight[p.order[it.begin + i]] = dlanes[i];
+    panel_to_rows(hidden, it.count, b.width, g.hidden + it.begin * b.width);
+    transposed_times_panel(b.w1 + it.expert * b.stride13, b.d, b.width, dgu, dx, false);
+    transposed_times_panel(b.w3 + it.expert * b.stride13, b.d, b.width, dgu + b.width * PANEL, dx, true);
+    panel_to_rows(dx, it.count, b.d, g.rows + it.begin * b.d);
+}
+
+// R rows of dw1 or dw3 from row `row` on: sum over the expert's tokens of dgate_up[row][token] * x[token].
+template <int R>
+void weight_rows_13(const Plan& p, int32_t e, const float* dgu, int64_t panel_size, const float* x, int64_t choices,
+                    int64_t d, float* dw) {
+    const int32_t begin = p.offset[e], end = p.offset[e + 1];
+    int64_t c = 0;
+    for (; c < d;) {
+        const int wide = c + 16 <= d ? 2 : 1;
+        f8 acc[R][2] = {};
+        for (int32_t at = begin, n = p.panel[e]; at < end; at += PANEL, n++) {
+            const float* a = dgu + n * panel_size;
+            const int count = std::min<int32_t>(PANEL, end - at);
+            for (int i = 0; i < count; i++) {
+                const float* row = x + p.order[at + i] / choices * d + c;
+                f8 x0 = load8(row), x1 = wide == 2 ? load8(row + 8) : all8(0.0f);
+                for (int r = 0; r < R; r++) {
+                    acc[r][0] += a[r * PANEL + i] * x0;
+                    acc[r][1] += a[r * PANEL + i] * x1;
+                }
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < wide; v++) store8(dw + r * d + c + 8 * v, acc[r][v]);
+        c += 8 * wide;
+    }
+}
+
+// R rows of dw2 from row `row` on: sum over the expert's tokens of dout[token][row] * hidden[token].
+template <int R>
+void weight_rows_2(const Plan& p, int32_t e, const float* dout, const float* hidden, int64_t choices, int64_t d,
+                   int64_t width, float* dw) {
+    const int32_t begin = p.offset[e], end = p.offset[e + 1];
+    for (int64_t c = 0; c < width;) {
+        const int wide = c + 16 <= width ? 2 : 1;
+        f8 acc[R][2] = {};
+        for (int32_t at = begin; at < end; at++) {
+            const float *a = dout + p.order[at] / choices * d, *row = hidden + at * width + c;
+            f8 h0 = load8(row), h1 = wide == 2 ? load8(row + 8) : all8(0.0f);
+            for (int r = 0; r < R; r++) {
+                acc[r][0] += a[r] * h0;
+                acc[r][1] += a[r] * h1;
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < wide; v++) store8(dw + r * width + c + 8 * v, acc[r][v]);
+        c += 8 * wide;
+    }
+}
+
+constexpr int BLOCK = 24;  // weight rows that a thread takes at once; a multiple of 6
+
+// One block of weight rows; which = 0 (w1), 1 (w3), 2 (w2).
+void weight_block(const Bank& b, const Batch& in, const Plan& p, const Gradient& g, int32_t e, int which, int64_t row) {
+    const int64_t end = std::min<int64_t>(row + BLOCK, which == 2 ? b.d : b.width), size = 2 * b.width * PANEL;
+    while (row < end) {
+        const bool six = row + 6 <= end;
+        if (which == 2) {
+            float* dw = g.dw2 + e * b.stride2 + row * b.width;
+            if (six) weight_rows_2<6>(p, e, g.dout + row, g.hidden, in.choices, b.d, b.width, dw);
+            else weight_rows_2<1>(p, e, g.dout + row, g.hidden, in.choices, b.d, b.width, dw);
+        } else {
+            const float* a = g.dgate_up + (which * b.width + row) * PANEL;
+            float* dw = (which ? g.dw3 : g.dw1) + e * b.stride13 + row * b.d;
+            if (six) weight_rows_13<6>(p, e, a, size, in.x, in.choices, b.d, dw);
+            else weight_rows_13<1>(p, e, a, size, in.x, in.choices, b.d, dw);
+        }
+        row += six ? 6 : 1;
+    }
+}
+
+void backward(const Bank& b, const Batch& in, const Plan& p, const Gradient& g) {
+    const std::vector<Item> items = panels_of(p, b.experts);
+    const int64_t many = items.size(), blocks13 = (b.width + BLOCK - 1) / BLOCK, blocks2 = (b.d + BLOCK - 1) / BLOCK;
+    const int64_t per_expert = 2 * blocks13 + blocks2;
+#pragma omp parallel if (many > 1)
+    {
+        std::vector<float> own(PANEL * 2 * (b.d + b.width));
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t i = 0; i < many; i++) backward_panel(b, in, p, g, items[i], own.data());
+#pragma omp for schedule(dynamic, 4) nowait
+        for (int64_t i = 0; i < b.experts * per_expert; i++) {
+            const int32_t e = i / per_expert;
+            const int64_t j = i % per_expert;
+            if (j < 2 * blocks13) weight_block(b, in, p, g, e, j / blocks13, j % blocks13 * BLOCK);
+            else weight_block(b, in, p, g, e, 2, (j - 2 * blocks13) * BLOCK);
+        }
+        sum_choices(g.rows, p, in.tokens, in.choices, b.d, g.dx);
+    }
+}
+
+// A few tokens: every chosen weight is streamed once, without panels. hidden is scratch [pairs][width].
+void few(const Bank& b, const Batch& in, const int64_t* ids, float* hidden, float* out) {
+    const int64_t pairs = in.tokens * in.choices;
+    constexpr int ROWS = 4;
+    const int64_t steps = (b.width + ROWS - 1) / ROWS, out_steps = (b.d + ROWS - 1) / ROWS;
+#pragma omp parallel if (pairs * b.d * b.width > 65536)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < pairs * steps; i++) {
+            const int64_t pair = i / steps, first = i % steps * ROWS, e = ids ? ids[pair] : 0;
+            if (e < 0 || e >= b.experts) continue;
+            const float* x = in.x + pair / in.choices * b.d;
+            const int rows = std::min<int64_t>(ROWS, b.width - first);
+            float gate[ROWS], up[ROWS];
+            row_dots(x, b.w1 + e * b.stride13 + first * b.d, rows, b.d, gate);
+            row_dots(x, b.w3 + e * b.stride13 + first * b.d, rows, b.d, up);
+            for (int r = 0; r < rows; r++) {
+                f8 g = min8(all8(gate[r]), in.limit), u = max8(min8(all8(up[r]), in.limit), -in.limit);
+                hidden[pair * b.width + first + r] = (g * sigmoid8(g) * u)[0] * (in.weight ? in.weight[pair] : 1.0f);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < in.tokens * out_steps; i++) {
+            const int64_t token = i / out_steps, first = i % out_steps * ROWS;
+            const int rows = std::min<int64_t>(ROWS, b.d - first);
+            float sum[ROWS] = {}, part[ROWS];
+            for (int64_t k = 0; k < in.choices; k++) {
+                const int64_t pair = token * in.choices + k, e = ids ? ids[pair] : 0;
+                if (e < 0 || e >= b.experts) continue;
+                row_dots(hidden + pair * b.width, b.w2 + e * b.stride2 + first * b.width, rows, b.width, part);
+                for (int r = 0; r < rows; r++) sum[r] += part[r];
+            }
+            for (int r = 0; r < rows; r++) out[token * b.d + first + r] = sum[r];
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Sorts the pairs into `plan` and returns how many panels they make.
+int anychip_experts_plan(int64_t tokens, int64_t choices, int64_t experts, const int64_t* ids, int32_t* plan) {
+    const Plan p = plan_at(plan, experts, tokens * choices);
+    sort_pairs(ids, experts, p);
+    return p.panel[experts];
+}
+
+// gate_up (panels x 2 width x PANEL) is kept for the backward, or null; rows is scratch [pairs][d].
+void anychip_experts(int64_t tokens, int64_t choices, int64_t experts, int64_t d, int64_t width, float limit, const float* x,
+                     const float* weight, const float* w1, const float* w3, const float* w2, int64_t stride13,
+                     int64_t stride2, int32_t* plan, float* gate_up, float* rows, float* out) {
+    forward({w1, w3, w2, stride13, stride2, experts, d, width}, {x, weight, tokens, choices, limit},
+            plan_at(plan, experts, tokens * choices), gate_up, rows, out);
+}
+
+void anychip_experts_back(int64_t tokens, int64_t choices, int64_t experts, int64_t d, int64_t width, float limit,
+                          const float* x, const float* weight, const float* w1, const float* w3, const float* w2,
+                          int64_t stride13, int64_t stride2, int32_t* plan, const float* gate_up, const float* dout,
+                          float* dx, float* dweight, float* dw1, float* dw3, float* dw2, float* rows, float* dgate_up,
+                          float* hidden) {
+    backward({w1, w3, w2, stride13, stride2, experts, d, width}, {x, weight, tokens, choices, limit},
+             plan_at(plan, experts, tokens * choices), {dout, gate_up, dx, dweight, dw1, dw3, dw2, rows, dgate_up, hidden});
+}
+
+// ids null: the only expert.
+void anychip_experts_few(int64_t tokens, int64_t choices, int64_t experts, int64_t d, int64_t width, float limit,
+                         const float* x, const float* weight, const float* w1, const float* w3, const float* w2,
+                         int64_t stride13, int64_t stride2, const int64_t* ids, float* hidden, float* out) {
+    few({w1, w3, w2, stride13, stride2, experts, d, width}, {x, weight, tokens, choices, limit}, ids, hidden, out);
+}
+}

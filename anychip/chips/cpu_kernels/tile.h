@@ -1,0 +1,77 @@
+// Matrix products with the tokens in the lanes of vectors. A panel holds up to PANEL tokens: [channel][PANEL].
+// Weights are read as they lie in memory, one number for all tokens of a panel; nothing is packed but the tokens.
+#pragma once
+#include "simd.h"
+
+constexpr int PANEL = 16;
+
+// c[r][.] (+)= sum_k a(r, k) b[k][.] for R rows and V vectors of eight columns. a(r, k) = a[r * a_row + k * a_k].
+template <int R, int V>
+INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, float* c,
+                 int64_t c_row, bool add) {
+    f8 acc[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) acc[r][v] = add ? load8(c + r * c_row + 8 * v) : all8(0.0f);
+    for (int64_t k = 0; k < depth; k++) {
+        f8 bs[V];
+        for (int v = 0; v < V; v++) bs[v] = load8(b + k * b_k + 8 * v);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) acc[r][v] += a[r * a_row + k * a_k] * bs[v];
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store8(c + r * c_row + 8 * v, acc[r][v]);
+}
+
+// out[row][PANEL] (+)= W panel, W [rows][depth] as it lies (forward products).
+INLINE void times_panel(const float* w, int64_t rows, int64_t depth, const float* panel, float* out) {
+    int64_t r = 0;
+    for (; r + 6 <= rows; r += 6) tile<6, 2>(depth, w + r * depth, depth, 1, panel, PANEL, out + r * PANEL, PANEL, false);
+    for (; r < rows; r++) tile<1, 2>(depth, w + r * depth, depth, 1, panel, PANEL, out + r * PANEL, PANEL, false);
+}
+
+// out[column][PANEL] (+)= W^T panel, W [depth][columns] as it lies (products of the backward).
+INLINE void transposed_times_panel(const float* w, int64_t columns, int64_t depth, const float* panel, float* out, bool add) {
+    int64_t r = 0;
+    for (; r + 6 <= columns; r += 6) tile<6, 2>(depth, w + r, 1, columns, panel, PANEL, out + r * PANEL, PANEL, add);
+    for (; r < columns; r++) tile<1, 2>(depth, w + r, 1, columns, panel, PANEL, out + r * PANEL, PANEL, add);
+}
+
+INLINE void transpose8(f8* v) {
+    f8 a[8];
+    for (int i = 0; i < 4; i++) {
+        a[2 * i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], (i8){0, 8, 2, 10, 4, 12, 6, 14});
+        a[2 * i + 1] = __builtin_shuffle(v[2 * i], v[2 * i + 1], (i8){1, 9, 3, 11, 5, 13, 7, 15});
+    }
+    f8 b[8];
+    for (int h = 0; h < 8; h += 4)
+        for (int i = 0; i < 2; i++) {
+            b[h + i] = __builtin_shuffle(a[h + i], a[h + i + 2], (i8){0, 1, 8, 9, 4, 5, 12, 13});
+            b[h + i + 2] = __builtin_shuffle(a[h + i], a[h + i + 2], (i8){2, 3, 10, 11, 6, 7, 14, 15});
+        }
+    for (int i = 0; i < 4; i++) {
+        v[i] = __builtin_shuffle(b[i], b[i + 4], (i8){0, 1, 2, 3, 8, 9, 10, 11});
+        v[i + 4] = __builtin_shuffle(b[i], b[i + 4], (i8){4, 5, 6, 7, 12, 13, 14, 15});
+    }
+}
+
+// panel[channel][lane] = rows[lane][channel]; lanes from `count` on are zero. channels is a multiple of 8.
+INLINE void rows_to_panel(const float* const* rows, int count, int64_t channels, float* panel) {
+    for (int half = 0; half < PANEL; half += 8)
+        for (int64_t c = 0; c < channels; c += 8) {
+            f8 block[8];
+            for (int i = 0; i < 8; i++) block[i] = half + i < count ? load8(rows[half + i] + c) : all8(0.0f);
+            transpose8(block);
+            for (int i = 0; i < 8; i++) store8(panel + (c + i) * PANEL + half, block[i]);
+        }
+}
+
+// rows [lane][channels] from a panel, the first `count` lanes.
+INLINE void panel_to_rows(const float* panel, int count, int64_t channels, float* rows) {
+    for (int half = 0; half < count; half += 8)
+        for (int64_t c = 0; c < channels; c += 8) {
+            f8 block[8];
+            for (int i = 0; i < 8; i++) block[i] = load8(panel + (c + i) * PANEL + half);
+            transpose8(block);
+            for (int i = 0; i < 8 && half + i < count; i++) store8(rows + (half + i) * channels + c, block[i]);
+        }
+}
