@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import chips, convert, doctor, generate, train
+from . import chips, convert, doctor, gap, generate, train
 from .terminal import Commands, show_version
 
 
@@ -16,6 +16,7 @@ def build() -> typer.Typer:
                       rich_markup_mode="rich", help="DeepSeek-V4-family models on any chip, and the gap between chips.")
     app.callback()(_options)
     app.command("chips")(chips.chips)
+    app.command("gap")(gap.gap)
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
     app.command("convert")(convert.convert)
