@@ -175,6 +175,13 @@ def test_wrong_config_fields_are_refused_all_at_once(broken):
     assert "hc_mult='four': expected int" in words and "head_dim: missing" in words
 
 
+def test_another_models_tokenizer_is_refused(broken):
+    fields = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(fields | {"eos_token_id": 7}))
+    words = refusal("generate", "--model", broken, "--chip", "cpu:reference", "--prompt", "x")
+    assert "another model's tokenizer: a text ends with id 1, for the model with 7" in words
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(broken):
     tensors = load_file(broken / "model.safetensors")
     tensors["layers.1.attn.wkv.weight"][0, 0] = torch.nan

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoint import load_model
 from ..checkpoint.load import Progress
 from ..chips import Chip
-from ..config import PRESETS
+from ..config import PRESETS, ModelConfig
 from ..errors import InputError, nearest
 from ..model import Transformer
 from ..text.tokenizer import Tokenizer, open_tokenizer
@@ -24,10 +24,21 @@ def open_model(name: str | Path, chip: Chip, *, progress: Progress | None = None
     folder = model_folder(name)
     model, loaded = load_model(folder, chip.ops(), device=chip.device, progress=progress)
     tokenizer = open_tokenizer(folder)
-    if tokenizer.vocab_size > loaded.config.vocab_size:
-        raise InputError(f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
-                         f"{loaded.config.vocab_size} (vocab_size): put the model's own tokenizer files there")
+    _check_belongs(folder, tokenizer, loaded.config)
     return model.eval(), tokenizer
+
+
+def _check_belongs(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    problems = []
+    if tokenizer.vocab_size > config.vocab_size:
+        problems.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size} (vocab_size)")
+    if tokenizer.bos_id != config.bos_token_id:
+        problems.append(f"a text begins with id {tokenizer.bos_id}, for the model with {config.bos_token_id}")
+    if tokenizer.eos_id != config.eos_token_id:
+        problems.append(f"a text ends with id {tokenizer.eos_id}, for the model with {config.eos_token_id}")
+    if problems:
+        raise InputError(f"{folder} holds another model's tokenizer: {'; '.join(problems)}. Put the model's own "
+                         "tokenizer.json and tokenizer_config.json there")
 
 
 def model_folder(name: str | Path) -> Path:
