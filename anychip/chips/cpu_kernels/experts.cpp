@@ -159,73 +159,60 @@ void backward_panel(const Bank& b, const Batch& in, const Plan& p, const Gradien
     panel_to_rows(dx, it.count, b.d, g.rows + it.begin * b.d);
 }
 
-// R rows of dw1 or dw3 from row `row` on: sum over the expert's tokens of dgate_up[row][token] * x[token].
-template <int R>
-void weight_rows_13(const Plan& p, int32_t e, const float* dgu, int64_t panel_size, const float* x, int64_t choices,
-                    int64_t d, float* dw) {
-    const int32_t begin = p.offset[e], end = p.offset[e + 1];
-    int64_t c = 0;
-    for (; c < d;) {
-        const int wide = c + 16 <= d ? 2 : 1;
-        f8 acc[R][2] = {};
-        for (int32_t at = begin, n = p.panel[e]; at < end; at += PANEL, n++) {
-            const float* a = dgu + n * panel_size;
-            const int count = std::min<int32_t>(PANEL, end - at);
-            for (int i = 0; i < count; i++) {
-                const float* row = x + p.order[at + i] / choices * d + c;
-                f8 x0 = load8(row), x1 = wide == 2 ? load8(row + 8) : all8(0.0f);
-                for (int r = 0; r < R; r++) {
-                    acc[r][0] += a[r * PANEL + i] * x0;
-                    acc[r][1] += a[r * PANEL + i] * x1;
-                }
-            }
-        }
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < wide; v++) store8(dw + r * d + c + 8 * v, acc[r][v]);
-        c += 8 * wide;
+constexpr int BLOCK = 48;    // weight rows that a thread takes at once; a multiple of 6
+constexpr int DEPTH = 128;   // tokens summed at once; a multiple of PANEL
+
+// dw[row][column] (+)= sum over n tokens of a(row, token) b(token, column), sixteen or eight columns from b on.
+INLINE void weight_columns(int64_t rows, int64_t n, bool wide, const float* a, int64_t a_row, int64_t a_k, const float* b,
+                           int64_t b_k, float* dw, int64_t dw_row, bool add) {
+    int64_t r = 0;
+    if (wide) {
+        for (; r + 6 <= rows; r += 6) tile<6, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
+        for (; r < rows; r++) tile<1, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
+    } else {
+        for (; r < rows; r++) tile<1, 1>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
     }
 }
 
-// R rows of dw2 from row `row` on: sum over the expert's tokens of dout[token][row] * hidden[token].
-template <int R>
-void weight_rows_2(const Plan& p, int32_t e, const float* dout, const float* hidden, int64_t choices, int64_t d,
-                   int64_t width, float* dw) {
-    const int32_t begin = p.offset[e], end = p.offset[e + 1];
-    for (int64_t c = 0; c < width;) {
-        const int wide = c + 16 <= width ? 2 : 1;
-        f8 acc[R][2] = {};
-        for (int32_t at = begin; at < end; at++) {
-            const float *a = dout + p.order[at] / choices * d, *row = hidden + at * width + c;
-            f8 h0 = load8(row), h1 = wide == 2 ? load8(row + 8) : all8(0.0f);
-            for (int r = 0; r < R; r++) {
-                acc[r][0] += a[r] * h0;
-                acc[r][1] += a[r] * h1;
-            }
+// Tokens at .. at + n of the expert, for `rows` rows of dw1 or dw3: a is dgate_up (panels), b is x.
+void weights_13(const Batch& in, const Plan& p, const float* panels, int64_t panel_size, int32_t at, int n, int64_t rows,
+                int64_t d, float* dw, bool add) {
+    float a[BLOCK * DEPTH], b[DEPTH * 16];
+    for (int t = 0; t < n; t += PANEL)
+        for (int64_t r = 0; r < rows; r++)
+            std::memcpy(a + r * DEPTH + t, panels + t / PANEL * panel_size + r * PANEL, sizeof(float) * PANEL);
+    for (int64_t c = 0; c < d; c += 16) {
+        const bool wide = c + 16 <= d;
+        for (int t = 0; t < n; t++) {
+            const float* row = in.x + p.order[at + t] / in.choices * d + c;
+            store8(b + t * 16, load8(row));
+            if (wide) store8(b + t * 16 + 8, load8(row + 8));
         }
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < wide; v++) store8(dw + r * width + c + 8 * v, acc[r][v]);
-        c += 8 * wide;
+        weight_columns(rows, n, wide, a, DEPTH, 1, b, 16, dw + c, d, add);
     }
 }
 
-constexpr int BLOCK = 24;  // weight rows that a thread takes at once; a multiple of 6
+// The same for dw2: a is dout, b is the hidden rows.
+void weights_2(const Batch& in, const Plan& p, const float* dout, const float* hidden, int32_t at, int n, int64_t rows,
+               int64_t d, int64_t width, float* dw, bool add) {
+    float a[DEPTH * BLOCK];
+    for (int t = 0; t < n; t++)
+        std::memcpy(a + t * BLOCK, dout + p.order[at + t] / in.choices * d, sizeof(float) * rows);
+    for (int64_t c = 0; c < width; c += 16)
+        weight_columns(rows, n, c + 16 <= width, a, 1, BLOCK, hidden + at * width + c, width, dw + c, width, add);
+}
 
-// One block of weight rows; which = 0 (w1), 1 (w3), 2 (w2).
+// One block of an expert's weight rows; which = 0 (w1), 1 (w3), 2 (w2). Experts without tokens get zeros.
 void weight_block(const Bank& b, const Batch& in, const Plan& p, const Gradient& g, int32_t e, int which, int64_t row) {
-    const int64_t end = std::min<int64_t>(row + BLOCK, which == 2 ? b.d : b.width), size = 2 * b.width * PANEL;
-    while (row < end) {
-        const bool six = row + 6 <= end;
-        if (which == 2) {
-            float* dw = g.dw2 + e * b.stride2 + row * b.width;
-            if (six) weight_rows_2<6>(p, e, g.dout + row, g.hidden, in.choices, b.d, b.width, dw);
-            else weight_rows_2<1>(p, e, g.dout + row, g.hidden, in.choices, b.d, b.width, dw);
-        } else {
-            const float* a = g.dgate_up + (which * b.width + row) * PANEL;
-            float* dw = (which ? g.dw3 : g.dw1) + e * b.stride13 + row * b.d;
-            if (six) weight_rows_13<6>(p, e, a, size, in.x, in.choices, b.d, dw);
-            else weight_rows_13<1>(p, e, a, size, in.x, in.choices, b.d, dw);
-        }
-        row += six ? 6 : 1;
+    const int64_t rows = std::min<int64_t>(BLOCK, (which == 2 ? b.d : b.width) - row), size = 2 * b.width * PANEL;
+    float* dw = which == 2 ? g.dw2 + e * b.stride2 + row * b.width : (which ? g.dw3 : g.dw1) + e * b.stride13 + row * b.d;
+    const int32_t begin = p.offset[e], end = p.offset[e + 1];
+    if (begin == end) std::memset(dw, 0, sizeof(float) * rows * (which == 2 ? b.width : b.d));
+    for (int32_t at = begin; at < end; at += DEPTH) {
+        const int n = std::min<int32_t>(DEPTH, end - at);
+        const float* panels = g.dgate_up + (p.panel[e] + (at - begin) / PANEL) * size + (which * b.width + row) * PANEL;
+        if (which == 2) weights_2(in, p, g.dout + row, g.hidden, at, n, rows, b.d, b.width, dw, at > begin);
+        else weights_13(in, p, panels, size, at, n, rows, b.d, dw, at > begin);
     }
 }
 
