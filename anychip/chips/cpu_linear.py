@@ -1,0 +1,92 @@
+"""Matrix products on the CPU: torch's library for many tokens, weights streamed once for a few."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cpu_bind import bind, refuse, wants_grad
+from .cpu_kernels import load_library
+
+_F32 = torch.float32
+_FEW = 8  # up to this many tokens the kernel beats torch's library
+
+
+@cache
+def _kernels() -> SimpleNamespace:
+    return bind(load_library(), {"linear_few": "llllppp"})
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`ops.linear.linear`. Raises NotSupported for other formats than fp32."""
+    if not (x_TI.dtype is weight_OI.dtype is _F32):
+        refuse("linear", x_TI, weight_OI)
+    tokens, inputs = x_TI.shape
+    if tokens > _FEW or wants_grad(x_TI, weight_OI):
+        return F.linear(x_TI, weight_OI)
+    outputs = weight_OI.shape[0]
+    out = torch.empty(tokens, outputs)
+    x, weight = x_TI.contiguous(), weight_OI.contiguous()
+    _kernels().linear_few(tokens, 1, inputs, outputs, x.data_ptr(), weight.data_ptr(), out.data_ptr())
+    return out
+
+
+def grouped_linear(x_TGI: Tensor, weight_PI: Tensor) -> Tensor:
+    """`ops.linear.grouped_linear` without copies. Raises NotSupported for other formats than fp32."""
+    if not (x_TGI.dtype is weight_PI.dtype is _F32):
+        refuse("grouped_linear", x_TGI, weight_PI)
+    if wants_grad(x_TGI, weight_PI):
+        result: Tensor = _GroupedLinear.apply(x_TGI, weight_PI)
+        return result
+    tokens, groups, inputs = x_TGI.shape
+    if tokens > _FEW:
+        return _grouped(x_TGI, weight_PI)
+    out = torch.empty(tokens, weight_PI.shape[0])
+    x, weight = x_TGI.contiguous(), weight_PI.contiguous()
+    _kernels().linear_few(
+        tokens, groups, inputs, weight.shape[0] // groups, x.data_ptr(), weight.data_ptr(), out.data_ptr()
+    )
+    return out
+
+
+def embed(ids_T: Tensor, weight_Vd: Tensor) -> Tensor:
+    """`ops.linear.embed`. Raises NotSupported for other formats than fp32, IndexError for an id outside 0..V-1."""
+    if weight_Vd.dtype is not _F32:
+        refuse("embed", weight_Vd)
+    return F.embedding(ids_T, weight_Vd)
+
+
+def _grouped(x: Tensor, weight: Tensor) -> Tensor:
+    groups = x.shape[1]
+    outputs = weight.shape[0] // groups
+    out = torch.empty(x.shape[0], weight.shape[0])
+    for g in range(groups):
+        rows = slice(g * outputs, (g + 1) * outputs)
+        torch.mm(x[:, g], weight[rows].t(), out=out[:, rows])
+    return out
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """grouped_linear with its gradients, group by group on views."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _grouped(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        groups = x.shape[1]
+        outputs = weight.shape[0] // groups
+        dx, dweight = torch.empty(x.shape), torch.empty_like(weight)
+        for g in range(groups):
+            rows = slice(g * outputs, (g + 1) * outputs)
+            torch.mm(dout[:, rows], weight[rows], out=dx[:, g])
+            torch.mm(dout[:, rows].t(), x[:, g], out=dweight[rows])
+        return dx, dweight
