@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 from ..ops import Ops
+from . import cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_norm, cpu_route
+from .cpu_kernels import load_library
 
 
 class CpuOps(Ops):
-    """The seam's ops on a CPU. fp32 only; any other number format raises NotSupported."""
+    """The seam's ops on a CPU. fp32 only; any other number format raises NotSupported.
+
+    Building one loads the kernels' library, which is compiled at first use. Raises ChipError where that fails.
+    """
+
+    linear = staticmethod(cpu_linear.linear)
+    grouped_linear = staticmethod(cpu_linear.grouped_linear)
+    embed = staticmethod(cpu_linear.embed)
+    rms_norm = staticmethod(cpu_norm.rms_norm)
+    rope = staticmethod(cpu_norm.rope)
+    norm_rope = staticmethod(cpu_norm.norm_rope)
+    compress = staticmethod(cpu_compress.compress)
+    route = staticmethod(cpu_route.route)
+    mlp = staticmethod(cpu_experts.mlp)
+    experts = staticmethod(cpu_experts.experts)
+    hc_pre = staticmethod(cpu_hyper.hc_pre)
+    hc_post = staticmethod(cpu_hyper.hc_post)
+    hc_head = staticmethod(cpu_hyper.hc_head)
+    cross_entropy = staticmethod(cpu_loss.cross_entropy)
+
+    def __init__(self) -> None:
+        load_library()
