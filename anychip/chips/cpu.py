@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ops import Ops
-from . import cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_norm, cpu_route
+from . import cpu_attention, cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_norm, cpu_route
 from .cpu_kernels import load_library
 
 
@@ -19,6 +19,8 @@ class CpuOps(Ops):
     rms_norm = staticmethod(cpu_norm.rms_norm)
     rope = staticmethod(cpu_norm.rope)
     norm_rope = staticmethod(cpu_norm.norm_rope)
+    attention = staticmethod(cpu_attention.attention)
+    index_topk = staticmethod(cpu_attention.index_topk)
     compress = staticmethod(cpu_compress.compress)
     route = staticmethod(cpu_route.route)
     mlp = staticmethod(cpu_experts.mlp)

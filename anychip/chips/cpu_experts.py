@@ -41,7 +41,7 @@ class _Bank(NamedTuple):
 
 def experts(x_Td: Tensor, ids_TK: Tensor, weight_TK: Tensor, banks: tuple[Tensor, Tensor], limit: float) -> Tensor:
     """`ops.experts.experts`, fused. Raises NotSupported for other formats than fp32 or widths not of 8."""
-    w13, w2 = banks
+    w13, w2 = banks[0].contiguous(), banks[1].contiguous()
     if not (x_Td.dtype is weight_TK.dtype is w13.dtype is w2.dtype is _F32):
         refuse("experts", x_Td, weight_TK, w13, w2)
     if wants_grad(x_Td, weight_TK, w13, w2):
@@ -63,10 +63,10 @@ def mlp(x_Td: Tensor, w1_Fd: Tensor, w3_Fd: Tensor, w2_dF: Tensor, limit: float)
     if wants_grad(x_Td, w1_Fd, w3_Fd, w2_dF):
         out: Tensor = _Mlp.apply(x_Td, w1_Fd, w3_Fd, w2_dF, limit)
         return out
-    x = x_Td.contiguous()
-    d, width = w2_dF.shape
+    x, w1, w3, w2 = x_Td.contiguous(), w1_Fd.contiguous(), w3_Fd.contiguous(), w2_dF.contiguous()
+    d, width = w2.shape
     shape = (x.shape[0], 1, 1, d, width, limit)
-    bank = _Bank(w1_Fd.data_ptr(), w3_Fd.data_ptr(), w2_dF.data_ptr(), 0, 0)
+    bank = _Bank(w1.data_ptr(), w3.data_ptr(), w2.data_ptr(), 0, 0)
     if x.shape[0] <= _FEW:
         return _few(shape, x, 0, bank, 0)
     return _forward(shape, x, 0, bank, _only_expert(x.shape[0])[0], 0)
@@ -151,7 +151,7 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, limit: float) -> Tensor:
-        x = x.contiguous()
+        x, w1, w3, w2 = (t.contiguous() for t in (x, w1, w3, w2))
         d, width = w2.shape
         ctx.shape = (x.shape[0], 1, 1, d, width, limit)
         plan, panels = _only_expert(x.shape[0])

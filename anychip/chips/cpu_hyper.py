@@ -42,7 +42,7 @@ def _pre(streams: Tensor, weights: HyperWeights, rule: HyperRule, mix: int, rms:
     tokens, n, d = streams.shape
     if n > _MAX_STREAMS or d & 7 or rule.sinkhorn_iters > _MAX_ITERS:
         _misfit(n, d, rule)
-    fn, base, scale = weights
+    fn, base, scale = (t.contiguous() for t in weights)
     out, post = torch.empty(tokens, d), torch.empty(tokens, n)
     comb = torch.empty(tokens, n, n)
     _kernels().hc_pre(
@@ -57,7 +57,7 @@ class _Pre(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, rule: HyperRule) -> Any:
-        streams = streams.contiguous()
+        streams, fn, base, scale = (t.contiguous() for t in (streams, fn, base, scale))
         mix, rms = torch.empty(streams.shape[0], fn.shape[0]), torch.empty(streams.shape[0])
         out = _pre(streams, HyperWeights(fn, base, scale), rule, mix.data_ptr(), rms.data_ptr())
         ctx.save_for_backward(streams, fn, base, scale, mix, rms)
@@ -133,7 +133,7 @@ def _head(streams: Tensor, weights: HyperWeights, rule: HyperRule, mix: int, rms
     tokens, n, d = streams.shape
     if n > _MAX_STREAMS or d & 7:
         _misfit(n, d, rule)
-    fn, base, scale = weights
+    fn, base, scale = (t.contiguous() for t in weights)
     out = torch.empty(tokens, d)
     _kernels().hc_head(
         n, tokens, d, rule.eps, rule.norm_eps, streams.data_ptr(), fn.data_ptr(), base.data_ptr(), scale.data_ptr(),
@@ -147,7 +147,7 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, rule: HyperRule) -> Tensor:
-        streams = streams.contiguous()
+        streams, fn, base, scale = (t.contiguous() for t in (streams, fn, base, scale))
         mix, rms = torch.empty(streams.shape[0], fn.shape[0]), torch.empty(streams.shape[0])
         out = _head(streams, HyperWeights(fn, base, scale), rule, mix.data_ptr(), rms.data_ptr())
         ctx.save_for_backward(streams, fn, base, scale, mix, rms)

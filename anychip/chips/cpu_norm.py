@@ -49,6 +49,7 @@ def _norm_rope(x: Tensor, weight: Tensor | None, eps: float, angles: tuple[Tenso
         return out
     channels = x.shape[-1]
     rows = x.numel() // channels
+    weight = None if weight is None else weight.contiguous()
     given = 0 if weight is None else weight.data_ptr()
     if angles is None:
         _kernels().norm_rope(rows, channels, 1, 0, eps, x.data_ptr(), given, 0, 0, out.data_ptr(), kept)
@@ -66,7 +67,7 @@ class _NormRope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        x = x.contiguous()
+        x, weight = x.contiguous(), None if weight is None else weight.contiguous()
         kept = torch.empty(x.shape[:-1])
         angles = None if cos is None or sin is None else (cos, sin)
         out = _norm_rope(x, weight, eps, angles, kept.data_ptr())

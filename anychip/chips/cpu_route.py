@@ -29,6 +29,7 @@ def route(
         refuse("route", x_Td, weight_Ed, bias_E)
     num_experts = weight_Ed.shape[0]
     given = None if ids_TK is None else _checked(ids_TK, num_experts)
+    bias_E = None if bias_E is None else bias_E.contiguous()
     bias = 0 if bias_E is None else bias_E.data_ptr()
     if wants_grad(x_Td, weight_Ed):
         logits = torch.nn.functional.linear(x_Td, weight_Ed)

@@ -7,7 +7,8 @@ import statistics
 from ..chips import Chip
 from ..serve.generate import Sampling, generate
 from ..text.batches import TokenBatches
-from ..train import Trainer, TrainSettings
+from ..train.settings import TrainSettings
+from ..train.trainer import Trainer
 from .bundle import Bundle
 from .subject import Subject
 

@@ -56,12 +56,26 @@ class Bundle:
         return cls(json.loads(metadata["about"]), json.loads(metadata["tables"]), tensors)
 
 
+def check_writable(path: Path) -> None:
+    """Raise InputError where a file cannot be written at `path`; leaves nothing behind."""
+    handle, temporary = _temporary(path)
+    os.close(handle)
+    os.unlink(temporary)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    if path.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
+    try:
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}; choose a folder that exists and is "
+                         "yours") from error
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it appears complete or not at all. Raises InputError naming what is wrong."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror}; choose a folder that exists and is yours") from error
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

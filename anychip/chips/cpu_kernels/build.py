@@ -23,7 +23,7 @@ SOURCES = Path(__file__).parent
 # No -ffast-math: a NaN must stay a NaN. Contraction to fused multiply-adds is allowed.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas")
-COMPILERS = ("g++", "clang++")
+COMPILERS = ("g++",)  # the kernels use GCC's vector extension; clang lacks its shuffles
 
 
 @functools.cache
@@ -34,9 +34,13 @@ def load_library() -> ctypes.CDLL:
     """
     compiler = find_compiler()
     path = cache_folder() / f"cpu-{_key(compiler)}.so"
-    if not path.is_file():
-        _build(compiler, path)
-    return ctypes.CDLL(str(path))
+    try:
+        if not path.is_file():
+            _build(compiler, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ChipError(f"the CPU kernels' library {path} could not be written or loaded ({error}); make its folder "
+                        "writable, or use the chip 'cpu:reference'") from error
 
 
 def find_compiler() -> str:
@@ -46,8 +50,8 @@ def find_compiler() -> str:
             return found
     raise ChipError(
         f"the chip 'cpu' builds its kernels with a C++ compiler, and none of {', '.join(COMPILERS)} is installed. "
-        "Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select "
-        "--install), or use the chip 'cpu:reference' (plain torch, slower)"
+        "Install it (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or use the "
+        "chip 'cpu:reference' (plain torch, slower)"
     )
 
 
@@ -58,8 +62,7 @@ def cache_folder() -> Path:
 
 def _key(compiler: str) -> str:
     """Hash of everything that the library depends on: sources, flags, compiler, processor, torch's thread library."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [version, platform.machine(), _processor_features(), repr(FLAGS), repr(_link_flags())]
+    parts = [_run([compiler, "--version"]), platform.machine(), _processor_features(), repr(FLAGS), repr(_link_flags())]
     parts += [f"{path.name}\n{path.read_text()}" for path in sorted(SOURCES.glob("*.[ch]*"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
@@ -93,8 +96,9 @@ def _build(compiler: str, path: Path) -> None:
         os.replace(built, path)
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ChipError(f"the CPU kernels could not be built; use the chip 'cpu:reference', or mend this:\n"
                         f"$ {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
