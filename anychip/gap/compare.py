@@ -38,6 +38,8 @@ class Comparison:
 
     `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
     whose difference is larger than `explained`, the share that the coarser chip's number format explains.
+    `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
+    `costliest_decode` those of a decode step at the longest context; `limits` say whose limits times them.
     """
 
     about_a: dict[str, Any]
@@ -55,6 +57,9 @@ class Comparison:
     speed: list[Row]
     costliest: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     memory: list[Row]
+    kl_positions: list[int]
+    costliest_decode: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    limits: tuple[dict[str, Any] | None, dict[str, Any] | None]
 
 
 def compare(a: Bundle, b: Bundle) -> Comparison:
@@ -75,6 +80,9 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
         training=_training(a, b, numerics), losses=losses,  # type: ignore[arg-type]
         speed=_speed(a, b), memory=_memory(a, b),
         costliest=tuple(_top(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
+        costliest_decode=tuple(_top_decode(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
+        kl_positions=a.tensors["model/positions"].tolist(),
+        limits=tuple(bundle.tables["speed"]["facts"] for bundle in (a, b)),  # type: ignore[arg-type]
     )
 
 
@@ -192,8 +200,9 @@ def _speed(a: Bundle, b: Bundle) -> list[Row]:
         found.append(_times(f"{model}: decode step at {row['context']} tokens", "ms", pair, inverse=False,
                             note="one sequence"))
     sides = [_measured(bundle) for bundle in (a, b)]
-    for name, unit in (("decode step", "ms"), ("training step", "tokens/s")):
-        found.append(Row(f"{a.about['model']}: {name}", *(side.get(name) for side in sides), None, unit))
+    for name in ("decode step", "training step"):
+        found.append(Row(f"{a.about['model']}: {name}", *(side.get(name) for side in sides), None,
+                         "median of the run; in brackets its smallest and largest value"))
     return found
 
 
@@ -221,6 +230,11 @@ def _measured(bundle: Bundle) -> dict[str, Quantity]:
 def _top(bundle: Bundle) -> list[dict[str, Any]]:
     train = bundle.tables["speed"]["train"]
     return [] if train is None else train["top"]
+
+
+def _top_decode(bundle: Bundle) -> list[dict[str, Any]]:
+    decode = bundle.tables["speed"]["decode"]
+    return [] if not decode else decode[-1]["top"]
 
 
 def _memory(a: Bundle, b: Bundle) -> list[Row]:
