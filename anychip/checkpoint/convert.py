@@ -41,8 +41,8 @@ def convert(
 ) -> None:
     """Rewrite a checkpoint of any naming as a new folder in the naming `to` (publisher, transformers).
 
-    `format` None keeps every tensor as it is stored, byte for byte; fp32, bf16, fp8 or fp4 re-encode it (scales of
-    unchanged formats are kept). The transformers naming holds fp32 or bf16: transformers itself reads the
+    `format` None keeps every tensor as it is stored, byte for byte; fp32, bf16, fp8 or fp4 re-encode what
+    is stored otherwise. The transformers naming holds fp32 or bf16: transformers itself reads the
     publisher's FP8 and FP4 layout. Its loader passes over the MTP block, which stays in the file.
     Raises CheckpointError as `load_checkpoint`, InputError for a bad argument or target; writes whole or not at all.
     """
@@ -133,11 +133,14 @@ def _encoded(source: Source, part: Part, format: str | None) -> tuple[Tensor, ..
     found = source.checked(part)
     if found is None:
         return None
-    value, scale = found
+    raw = tuple(tensor for tensor in source.raw(part) if tensor is not None)
     if format is None:
-        return tuple(tensor for tensor in source.raw(part) if tensor is not None)
-    kind = codec.form(part.piece, format).kind
-    encoded = codec.encode(kind, value, scale if kind == part.kind else None)
-    if kind == "bf16" and not encoded[0].isfinite().all():
+        return raw
+    item = codec.form(part.piece, format)
+    if [tensor.dtype for tensor in raw] == [spec.dtype for spec in item.specs()]:
+        return raw  # it is in this format already: the bytes stay
+    value, _ = found
+    encoded = codec.encode(item.kind, value)
+    if item.kind == "bf16" and not encoded[0].isfinite().all():
         source.problems.add("too large", f"{part.name} has values that bf16 cannot hold: use fp32")
     return encoded

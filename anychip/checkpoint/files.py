@@ -1,7 +1,8 @@
 """Reading a checkpoint folder: sharded safetensors and their index, one tensor at a time.
 
 The headers are read once; tensors are mapped from disk when they are asked for, so a folder of any size opens in
-the memory of its names. At most two shards are held open.
+the memory of its names. Mapped pages count as this process's memory while their shard is open, so a shard is mapped
+anew after every 64 MiB read, and at most two are open.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .problems import Problems
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _OPEN_SHARDS = 2  # a weight and its scale may lie in different shards
+_MAPPED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class CheckpointFolder:
         self.problems: list[tuple[str, str]] = []
         self.tensors: dict[str, TensorInfo] = {}
         self._open: dict[str, Any] = {}
+        self._mapped: dict[str, int] = {}  # bytes read from each open shard
         shards = _list_shards(self.folder)
         index = self._read_index(shards)
         lost = {shard for shard in sorted(set(shards) | set(index.values())) if not self._read_header(shard)}
@@ -58,26 +61,32 @@ class CheckpointFolder:
         try:
             handle = self._handle(shard)
             tensor: Tensor = handle.get_slice(name)[index] if index else handle.get_tensor(name)
+            self._mapped[shard] += tensor.numel() * tensor.element_size()
             return tensor
         except (SafetensorError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{name} in {self.folder / shard} cannot be read: {error}") from error
 
     def close(self) -> None:
         """Close the shards that are held open."""
-        for handle in self._open.values():
-            handle.__exit__(None, None, None)
-        self._open.clear()
+        for shard in list(self._open):
+            self._close(shard)
 
     def raise_if_damaged(self) -> None:
         """Raise CheckpointError naming every problem of the shards and the index."""
         Problems(self.problems).raise_if_any(f"checkpoint {self.folder} is damaged")
 
     def _handle(self, shard: str) -> Any:
+        if self._mapped.get(shard, 0) > _MAPPED_BYTES:
+            self._close(shard)
         if shard not in self._open:
             while len(self._open) >= _OPEN_SHARDS:
-                self._open.pop(next(iter(self._open))).__exit__(None, None, None)
-            self._open[shard] = safe_open(self.folder / shard, framework="pt")
+                self._close(next(iter(self._open)))
+            self._open[shard], self._mapped[shard] = safe_open(self.folder / shard, framework="pt"), 0
         return self._open[shard]
+
+    def _close(self, shard: str) -> None:
+        del self._mapped[shard]
+        self._open.pop(shard).__exit__(None, None, None)
 
     def _read_index(self, shards: list[str]) -> dict[str, str]:
         """Return name -> shard; empty without an index, which only a single shard can do without."""

@@ -61,7 +61,8 @@ def save_checkpoint(
         for piece in todo:
             item, tensor = forms[piece.name], tensors[piece.tensor]
             value = tensor[piece.index] if piece.index else tensor
-            stored = codec.encode(item.kind, value, _near((scales or {}).get(piece.name), value))
+            # On the CPU whatever the chip: the same weights give the same bytes everywhere.
+            stored = codec.encode(item.kind, value.cpu(), (scales or {}).get(piece.name))
             for spec, data in zip(item.specs(), stored, strict=True):
                 writer.write(spec.name, data)
                 done += spec.nbytes
@@ -80,10 +81,6 @@ def check_blocks(todo: list[Piece], format: str) -> None:
             f"fp4 needs hidden_size and moe_intermediate_size to be multiples of 32; here {widths} are "
             "not: use fp8"
         )
-
-
-def _near(scale: Tensor | None, value: Tensor) -> Tensor | None:
-    return None if scale is None else scale.to(value.device)
 
 
 def _check_finite(
