@@ -65,6 +65,17 @@ def test_a_resumed_curve_is_bitwise_the_unbroken_one(unbroken, tmp_path, step):
     assert expected.keys() == found.keys() and all(torch.equal(expected[n], found[n]) for n in expected)
 
 
+def test_a_resumed_curve_is_bitwise_the_unbroken_one_on_the_cpu_chips_kernels(tmp_path):
+    chip = open_chip("cpu")
+    whole = train(run(), chip, tmp_path / "whole", save_every=2)
+    with pytest.raises(Interrupted):
+        train(run(), chip, tmp_path / "cut", save_every=2, report=stop_at(2))
+    resumed = train(run(), chip, tmp_path / "cut", save_every=2)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_a_finished_run_is_left_as_it_is(unbroken):
     before = (unbroken[0] / "loss.jsonl").read_text()
     assert train(run(), CHIP, unbroken[0], save_every=2) == unbroken[1]
@@ -159,6 +170,29 @@ def test_kill_9_during_the_second_save_leaves_the_first_and_resumes_exactly(unbr
     assert saved_steps(tmp_path) == [2]
     train(run(), CHIP, tmp_path, save_every=2)
     assert curve(tmp_path) == curve(unbroken[0])
+
+
+FULL = """
+import resource, sys
+from train_cases import run
+from anychip.chips import open_chip
+from anychip.errors import InputError
+from anychip.train import train
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))  # as a full disk: writes fail
+try:
+    train(run(), open_chip("cpu:reference"), sys.argv[1], save_every=4)
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("limit", [200_000, 1_200_000])  # the model does not fit; it does, the optimizer does not
+def test_a_full_disk_stops_the_run_with_one_error_and_leaves_no_half_save(tmp_path, limit):
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    failed = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), str(limit)],
+                            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert failed.returncode == 1 and "cannot write" in failed.stderr and "Traceback" not in failed.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loss.jsonl", "run.json"]
 
 
 def test_run_json_names_everything_that_the_losses_depend_on(unbroken):

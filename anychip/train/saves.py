@@ -61,8 +61,9 @@ def save(trainer: Trainer, out: Path, tokenizer: Tokenizer) -> Path:
         for step in saved_steps(out):
             if step < trainer.steps_done:
                 shutil.rmtree(save_folder(out, step))
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}; the last whole save stays. Free the disk "
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {target}: {reason}; the last whole save stays. Free the disk "
                          "or choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
