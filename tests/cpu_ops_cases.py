@@ -27,6 +27,7 @@ def cases(tokens=TOKENS):
     mixes = STREAMS * (STREAMS + 2)
     hyper = normal(mixes, STREAMS * HIDDEN) * 0.2, normal(mixes), normal(3)
     head = normal(STREAMS, STREAMS * HIDDEN) * 0.2, normal(STREAMS), normal(1)
+    post = normal(tokens, STREAMS), normal(tokens, STREAMS, STREAMS)
     target = torch.arange(tokens) * 7 % 51 - 1
     first, previous = torch.tensor([0, 4, 8, 20]).int(), torch.tensor([-1, 0, 4, -1]).int()
     rows, open_rows = normal(24, 40), normal(300, 20)
@@ -41,14 +42,14 @@ def cases(tokens=TOKENS):
         "norm_rope_headless": (lambda o, a, w: o.norm_rope(a, w, 1e-6, cos, sin), (x, normal(HIDDEN))),
         "rope": (lambda o, a: o.rope(a, cos, sin), (query,)),
         "rope_inverse": (lambda o, a: o.rope(a, cos, sin, inverse=True), (query,)),
-        "compress_csa": (lambda o, v, g, a: o.compress(v, g, a, first, previous), (rows, 3 * normal(24, 40), normal(4, 40))),
-        "compress_hca": (lambda o, v, g, a: o.compress(v, g, a, first * 8, None), (open_rows, normal(300, 20), normal(128, 20))),
+        "compress_csa": (lambda o, *a: o.compress(*a, first, previous), (rows, 3 * normal(24, 40), normal(4, 40))),
+        "compress_hca": (lambda o, *a: o.compress(*a, first * 8, None), (open_rows, normal(300, 20), normal(128, 20))),
         "route": (lambda o, a, w: o.route(a, w, CHOICES, bias_E=bias)[1], (x, gate)),
         "route_hashed": (lambda o, a, w: o.route(a, w, CHOICES, ids_TK=ids)[1], (x, gate)),
         "mlp": (lambda o, a, *w: o.mlp(a, *w, 10.0), (x, *mlp)),
         "experts": (lambda o, a, w, *b: o.experts(a, ids, w, b, 10.0), (x, normal(tokens, CHOICES), *banks)),
         "hc_pre": (lambda o, s, *w: o.hc_pre(s, HyperWeights(*w), RULE), (streams, *hyper)),
-        "hc_post": (lambda o, *a: o.hc_post(*a), (x, streams, normal(tokens, STREAMS), normal(tokens, STREAMS, STREAMS))),
+        "hc_post": (lambda o, *a: o.hc_post(*a), (x, streams, *post)),
         "hc_head": (lambda o, s, *w: o.hc_head(s, HyperWeights(*w), RULE), (streams, *head)),
         "cross_entropy": (lambda o, h, w: o.cross_entropy(h, w, target), (x, normal(53, HIDDEN))),
     }

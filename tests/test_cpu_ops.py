@@ -40,6 +40,17 @@ def test_the_same_call_twice_is_the_same_to_the_bit(cpu, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_gradients_that_come_without_strides_are_read_as_they_are(cpu, name):
+    call, tensors = cases()[name]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    out = call(cpu, *leaves)
+    out = out if isinstance(out, tuple) else (out,)
+    expanded = torch.autograd.grad(out, leaves, [torch.ones(()).expand(o.shape) for o in out], retain_graph=True)
+    filled = torch.autograd.grad(out, leaves, [torch.ones(o.shape) for o in out])
+    assert_close(expanded, filled, 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_strided_inputs_are_read_as_they_are(cpu, name):
     call, tensors = cases()[name]
     strided = [torch.stack((t, -t), -1)[..., 0] for t in tensors]

@@ -25,7 +25,8 @@ _FEW = 8  # up to this many (token, choice) pairs an expert on average, streamin
 def _kernels() -> SimpleNamespace:
     shared = "lllllf" + "p" * 5 + "ll" + "p"
     return bind(load_library(), {
-        "experts_plan": "lllpp", "experts_few": shared + "pp", "experts": shared + "ppp", "experts_back": shared + "p" * 10,
+        "experts_plan": "lllpp", "experts_few": shared + "pp", "experts": shared + "ppp",
+        "experts_back": shared + "p" * 10,
     })  # fmt: skip
 
 
@@ -112,12 +113,12 @@ def _backward(
     shape: tuple[Any, ...], tensors: tuple[Tensor, ...], weight: int, bank: _Bank, made: tuple[int, int, int, int]
 ) -> Tensor:
     """Run the backward kernel; `made` are the addresses of dweight (or 0), dw1, dw3, dw2. Returns dx."""
-    x, plan, kept, dout = tensors
+    x, plan, kept, dout = tensors[:3] + (tensors[3].contiguous(),)  # named: it must outlive the call
     tokens, choices, _, d, width, _ = shape
     dx, rows = torch.empty_like(x), torch.empty(tokens * choices, d)
     dgate_up, hidden = torch.empty_like(kept), torch.empty(tokens * choices * width)
     _kernels().experts_back(
-        *shape, x.data_ptr(), weight, *bank, plan.data_ptr(), kept.data_ptr(), dout.contiguous().data_ptr(),
+        *shape, x.data_ptr(), weight, *bank, plan.data_ptr(), kept.data_ptr(), dout.data_ptr(),
         dx.data_ptr(), *made, rows.data_ptr(), dgate_up.data_ptr(), hidden.data_ptr(),
     )  # fmt: skip
     return dx

@@ -113,8 +113,8 @@ class _Post(torch.autograd.Function):
         kept = ctx.saved_tensors
         tokens, n, d = kept[1].shape
         made = [torch.empty_like(t) for t in kept]
-        pointers = (t.data_ptr() for t in (dout.contiguous(), *kept, *made))
-        _kernels().hc_post_back(n, tokens, d, *pointers)
+        dout = dout.contiguous()  # named: it must outlive the call
+        _kernels().hc_post_back(n, tokens, d, *(t.data_ptr() for t in (dout, *kept, *made)))
         return tuple(made)
 
 

@@ -66,7 +66,9 @@ class _NormRope(torch.autograd.Function):
     """norm_rope with its gradients; keeps the input and one number a row."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None
+    ) -> Tensor:
         x, weight = x.contiguous(), None if weight is None else weight.contiguous()
         kept = torch.empty(x.shape[:-1])
         angles = None if cos is None or sin is None else (cos, sin)
@@ -111,8 +113,9 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     channels = x.shape[-1]
     rows = x.numel() // channels
     _kernels().rope(
-        rows, channels, rows // x.shape[0], cos.shape[-1], sign, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr()
-    )
+        rows, channels, rows // x.shape[0], cos.shape[-1], sign, x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+        out.data_ptr(),
+    )  # fmt: skip
     return out
 
 

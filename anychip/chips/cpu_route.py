@@ -18,7 +18,9 @@ _FEW = 8  # up to this many tokens one kernel does the gate's product too
 
 @cache
 def _kernels() -> SimpleNamespace:
-    return bind(load_library(), {"route": "lll" + "p" * 5, "route_few": "llll" + "p" * 6, "route_back": "lll" + "p" * 5})
+    return bind(load_library(), {
+        "route": "lll" + "p" * 5, "route_few": "llll" + "p" * 6, "route_back": "lll" + "p" * 5,
+    })  # fmt: skip
 
 
 def route(

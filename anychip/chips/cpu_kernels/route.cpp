@@ -94,7 +94,8 @@ void anychip_route_back(int64_t tokens, int64_t experts, int64_t topk, const flo
         }
         for (int64_t k = 0; k < topk; k++) {
             const float logit = row[id[k]], score = std::sqrt(softplus8(all8(logit))[0]);
-            out[id[k]] += (dw[k] - along) / sum * sigmoid8(all8(logit))[0] / (2.0f * score);
+            const float slope = score == 0.0f ? 0.0f : sigmoid8(all8(logit))[0] / (2.0f * score);
+            out[id[k]] += (dw[k] - along) / sum * slope;
         }
     }
 }
