@@ -193,7 +193,7 @@ def _speed(a: Bundle, b: Bundle) -> list[Row]:
     """Simulated times of the published model; measured times of the small one where the chip is here."""
     left, right = a.tables["speed"], b.tables["speed"]
     model = left["model"]
-    found = [_times(f"{model}: tokens/s of training", "tokens/s", (left["train"], right["train"]), inverse=True,
+    found = [_times(f"{model}: training", "tokens/s", (left["train"], right["train"]), inverse=True,
                     note=f"forward and backward over {left['train']['tokens']} tokens" if left["train"] else "")]
     for i, row in enumerate(left["decode"] or right["decode"]):
         pair = tuple(side["decode"][i] if side["decode"] else None for side in (left, right))
@@ -248,6 +248,14 @@ def _memory(a: Bundle, b: Bundle) -> list[Row]:
     rows = [row(f"{model}: weights", (left["weights_bytes"], right["weights_bytes"]), "GB", 1e9)]
     rows += [row(f"{model}: cache of one sequence of {context} tokens",
                  (size, right["cache_bytes"][context]), "GB", 1e9) for context, size in left["cache_bytes"].items()]
-    rows.append(row("memory of the chip", (left["chip_bytes"], right["chip_bytes"]), "GB", 1e9))
+    rows.append(Row("memory of the chip", *(_chip_memory(bundle) for bundle in (a, b))))
     rows.append(row("chips that hold the weights", (left["chips_for_weights"], right["chips_for_weights"]), ""))
     return rows
+
+
+def _chip_memory(bundle: Bundle) -> Quantity:
+    """The chip's own memory: published in its facts, or counted where this machine's limits were measured."""
+    speed = bundle.tables["speed"]
+    size, limits = speed["memory"]["chip_bytes"], speed["facts"]
+    kind = Kind.MEASURED if limits and limits["name"] == "cpu" else Kind.PUBLISHED
+    return Quantity(None if size is None else size / 1e9, "GB", kind)

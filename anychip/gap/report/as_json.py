@@ -1,0 +1,84 @@
+"""The gap report as JSON with stable keys; every number is finite, null (unknown) or a string such as "NaN"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from ...record import Kind, Quantity
+from ..compare import Comparison, Row
+from .words import Verdict, coarser_format, command, headline, verdicts
+
+SCHEMA = "anychip-gap-report/1"
+TABLES = ("ops", "layers", "model", "training", "speed", "memory")
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Return the report as values that strict JSON can hold.
+
+    A quantity is {value, unit, kind, low, high}; null is unknown, or a quantity that the row does not have. A
+    number that is not finite is one of the strings "NaN", "Infinity", "-Infinity".
+    """
+    document = {
+        "schema": SCHEMA,
+        "chips": {"a": comparison.about_a, "b": comparison.about_b},
+        "command": command(comparison),
+        "headline": headline(comparison),
+        "verdict": [_verdict(line) for line in verdicts(comparison)],
+        "explained": {"format": coarser_format(comparison), "value": comparison.explained},
+        "departs": {"op": comparison.departs_op, "layer": comparison.departs_layer},
+        **{name: _rows(getattr(comparison, name)) for name in TABLES},
+        "kl_by_position": {"unit": "nats/token", "kind": _kind(comparison).value,
+                           "positions": comparison.kl_positions, "values": comparison.kl_by_position},
+        "losses": {side: {"unit": "nats/token", "kind": about["numerics"], "values": values}
+                   for side, about, values in zip("ab", (comparison.about_a, comparison.about_b), comparison.losses,
+                                                  strict=True)},
+        "generation": comparison.generation,
+        "costliest": {side: {"training": _costliest(training), "decode": _costliest(decode)}
+                      for side, training, decode in zip("ab", comparison.costliest, comparison.costliest_decode,
+                                                        strict=True)},
+        "limits": dict(zip("ab", comparison.limits, strict=True)),
+    }
+    strict: dict[str, Any] = _strict(document)
+    return strict
+
+
+def _kind(comparison: Comparison) -> Kind:
+    gap = comparison.model[0].gap
+    assert gap is not None
+    return gap.kind
+
+
+def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:
+    if quantity is None:
+        return None
+    return {field.name: getattr(quantity, field.name) for field in fields(quantity)} | {"kind": quantity.kind.value}
+
+
+def _rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [{"name": row.name, "a": _quantity(row.a), "b": _quantity(row.b), "gap": _quantity(row.gap),
+             "note": row.note} for row in rows]
+
+
+def _verdict(line: Verdict) -> dict[str, Any]:
+    return {"mark": line.mark.value, "about": line.about, "text": line.text(),
+            "quantities": [_quantity(part) for part in line.parts if isinstance(part, Quantity)]}
+
+
+def _costliest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"op": row["op"], "shape": row["shape"], "calls": row["calls"],
+             "time": _quantity(Quantity(row["time_s"], "s", Kind.SIMULATED)),
+             "share": _quantity(Quantity(100 * row["share"], "%", Kind.SIMULATED))} for row in rows]
+
+
+def _strict(value: Any) -> Any:
+    """Copy nested values; numbers that JSON lacks become their names."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
