@@ -119,7 +119,8 @@ def _ops(a: Bundle, b: Bundle, explained: float, kind: Kind) -> tuple[list[Row],
     for op, (gap, layer, _) in sorted(worst.items(), key=lambda item: -item[1][0]):
         sides = [Quantity(max(pair[i] for pair in errors[op]), "", Kind(bundle.about["numerics"]))
                  for i, bundle in enumerate((a, b))]
-        rows.append(Row(op, *sides, Quantity(gap, "", kind), f"{len(errors[op])} calls, largest in {layer}"))
+        note = f"{len(errors[op])} calls, largest in {layer}"
+        rows.append(Row(op, sides[0], sides[1], Quantity(gap, "", kind), note))
     return rows, departs
 
 
@@ -200,8 +201,8 @@ def _speed(a: Bundle, b: Bundle) -> list[Row]:
         found.append(_times(f"{model}: decode step at {row['context']} tokens", "ms", pair, inverse=False,
                             note="one sequence"))
     sides = [_measured(bundle) for bundle in (a, b)]
-    for name in ("decode step", "training step"):
-        found.append(Row(f"{a.about['model']}: {name}", *(side.get(name) for side in sides), None,
+    for name in sorted({*sides[0], *sides[1]}):
+        found.append(Row(f"{a.about['model']}: {name}", sides[0].get(name), sides[1].get(name), None,
                          "median of the run; in brackets its smallest and largest value"))
     return found
 
@@ -248,7 +249,7 @@ def _memory(a: Bundle, b: Bundle) -> list[Row]:
     rows = [row(f"{model}: weights", (left["weights_bytes"], right["weights_bytes"]), "GB", 1e9)]
     rows += [row(f"{model}: cache of one sequence of {context} tokens",
                  (size, right["cache_bytes"][context]), "GB", 1e9) for context, size in left["cache_bytes"].items()]
-    rows.append(Row("memory of the chip", *(_chip_memory(bundle) for bundle in (a, b))))
+    rows.append(Row("memory of the chip", _chip_memory(a), _chip_memory(b)))
     rows.append(row("chips that hold the weights", (left["chips_for_weights"], right["chips_for_weights"]), ""))
     return rows
 

@@ -27,7 +27,7 @@ KL_BINS = 8
 # Stand-in colours that only plots use; `_inline` turns each into a CSS variable of the page.
 INK, CHIP_A, CHIP_B, GAP, LIMIT, GRID = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
 _VARIABLES = {INK: "--ink", CHIP_A: "--chip-a", CHIP_B: "--chip-b", GAP: "--gap", LIMIT: "--limit", GRID: "--line"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "anychip", "font.size": 11, "axes.titlesize": 11, "axes.labelsize": 11,
     "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "text.parse_math": False,
@@ -57,7 +57,8 @@ def ops_plot(comparison: Comparison, explained_by: str) -> str:
         axes.set(xlim=(floor, top * 12), ylim=(len(rows) - 0.4, -1.5), xlabel="relative rms difference, B from A")
         side = -1 if top > 20 * comparison.explained else 1
         axes.annotate(f"{explained_by} explains {number(comparison.explained)}", (comparison.explained, -1.0),
-                      (5 * side, 0), textcoords="offset points", va="center", ha="left" if side > 0 else "right", fontsize=9)
+                      (5 * side, 0), textcoords="offset points", va="center", fontsize=9,
+                      ha="left" if side > 0 else "right")
         axes.set_yticks(range(len(rows)), [visible(row.name) for row in rows])
         axes.grid(False, axis="y")
 

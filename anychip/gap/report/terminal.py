@@ -109,7 +109,7 @@ def _rows_table(rows: Sequence[Row], columns: Sequence[str], console: Console) -
 
 
 def _layers_table(comparison: Comparison, console: Console) -> Table:
-    table = _table("layer", "B from A", "", f"{coarser_format(comparison)} of one op")
+    table = _table("layer", "B from A", "", f"bound of {coarser_format(comparison)}")
     for row in comparison.layers:
         beyond = not (row.gap is not None and row.gap.value is not None and row.gap.value <= comparison.explained)
         table.add_row(Text(visible(row.name)), _cell(row.gap), Text(_bar(row.gap, _full_bar(comparison), console)),
