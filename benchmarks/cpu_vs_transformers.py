@@ -13,6 +13,7 @@ peak memory of an 8K prefill <= 1 GiB.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -137,6 +138,7 @@ def main() -> None:
     config, found = load_config("tiny"), defaultdict(list)
     ours = Ours(config)
     peer = Peer(ours.model)
+    gc.freeze()  # both sides: what is imported need not be searched for garbage at every step
     stages: list[Callable[[], Any]] = [
         lambda: train(ours, peer, found),
         lambda: decode(ours, peer, found),

@@ -37,6 +37,9 @@ class Block(nn.Module):
     def forward(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         """Return the new residual streams [T, n, d]."""
         layer, cache = plan.layer(self.ratio), LayerCache(self.index, plan.state)
+        at_once = ops.block(self, streams_Tnd, ids_T, layer, cache)
+        if at_once is not None:
+            return at_once
         attn_ops, ffn_ops = ops.at(f"layers.{self.index}.attn"), ops.at(f"layers.{self.index}.ffn")
         x_Td, post, comb = attn_ops.hc_pre(streams_Tnd, self._hyper("attn"), self.rule)
         y_Td = self.attn(attn_ops.rms_norm(x_Td, self.attn_norm.weight, self.eps), layer, cache, attn_ops)

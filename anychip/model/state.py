@@ -65,10 +65,12 @@ class State:
         self.num_tokens = [0] * num_sequences
         self._books = self._make_books(num_sequences)
         self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._book_of: dict[tuple[int, str], Book] = {}
         self._layout: Layout | None = None
         for layer, ratio in enumerate(config.compress_ratios):
             for name, (book, width) in _buffers(config, ratio).items():
                 rows = self._books[book].capacity * num_sequences
+                self._book_of[layer, name] = self._books[book]
                 self._tensors[layer, name] = torch.zeros(rows, width, device=device, dtype=dtype)
 
     def _make_books(self, num_sequences: int) -> dict[str, Book]:
@@ -106,8 +108,7 @@ class State:
 
     def write(self, layer: int, name: str, rows: Tensor) -> Tensor:
         """Put this pass's rows of one buffer in place and return the whole buffer [rows, width]."""
-        book = self._books[_buffers(self.config, self.config.compress_ratios[layer])[name][0]]
-        tensor = self._tensors[layer, name]
+        book, tensor = self._book_of[layer, name], self._tensors[layer, name]
         for source, target, count in book.moves:
             tensor[target : target + count] = tensor[source : source + count].clone()
         tensor[book.targets] = rows

@@ -35,6 +35,7 @@ class Transformer(nn.Module):
         super().__init__()
         n, d = config.hc_mult, config.hidden_size
         self.config, self.ops, self.rule = config, ops, hyper_rule(config)
+        self._last_plan: Plan | None = None
         self.embed, self.norm, self.head = Weight(config.vocab_size, d), Weight(d), Weight(config.vocab_size, d)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.hc_head_fn = nn.Parameter(torch.empty(n, n * d))
@@ -51,11 +52,19 @@ class Transformer(nn.Module):
         self._check(ids_T, layout, state)
         if state is not None:
             state.begin(layout)
-        plan = Plan(self.config, layout, state, self.embed.weight.device)
-        hidden = self._run(ids_T, plan)
+        hidden = self._run(ids_T, self._plan(layout, state))
         if state is not None:
             state.commit()
         return hidden
+
+    def _plan(self, layout: Layout, state: State | None) -> Plan:
+        """Return the batch's plan; without a state the last one again where the layout is the same (training)."""
+        device = self.embed.weight.device
+        if state is not None:
+            return Plan(self.config, layout, state, device)
+        if self._last_plan is None or (self._last_plan.layout, self._last_plan.device) != (layout, device):
+            self._last_plan = Plan(self.config, layout, None, device)
+        return self._last_plan
 
     def _run(self, ids_T: Tensor, plan: Plan) -> Hidden:
         ops = self.ops.at("embed")
@@ -79,7 +88,7 @@ class Transformer(nn.Module):
         """
         if not self.mtp:
             raise InputError("this model has no MTP block (num_nextn_predict_layers=0)")
-        plan = Plan(self.config, layout, None, self.embed.weight.device)
+        plan = self._plan(layout, None)
         embed_Td = self.ops.at("mtp.0").embed(next_ids_T, self.embed.weight)
         return self.mtp[0].predict(streams_Tnd, embed_Td, next_ids_T, plan, self.ops)  # type: ignore[union-attr,operator]
 

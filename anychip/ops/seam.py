@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
 
 from ..record import Cost
 from . import attention as _attention
@@ -37,6 +40,13 @@ class Ops:
     hc_post = staticmethod(_hyper.hc_post)
     hc_head = staticmethod(_hyper.hc_head)
     cross_entropy = staticmethod(_loss.cross_entropy)
+
+    def block(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: Any, cache: Any) -> Tensor | None:
+        """Run a whole `model.block.Block` at once where the chip has a faster form of this very pass; else None.
+
+        An optimisation only: the result must equal the ops' one by one. Recording and virtual chips never use it.
+        """
+        return None
 
     def at(self, layer: str) -> Ops:
         """Return these ops for use in the named part of the model (recording ops note the name)."""
