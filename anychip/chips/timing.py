@@ -15,26 +15,31 @@ from .facts import ChipFacts
 PRECISIONS = {"bf16": ("bf16", 2), "fp16": ("fp16", 2), "fp8": ("bf16", 2), "fp4": ("bf16", 2),
               "fp32": ("fp32", 4), "tf32": ("fp32", 4), "hf32": ("fp32", 4)}
 MATMUL_OPS = frozenset({"linear", "grouped_linear", "mlp", "experts", "attention", "index_topk", "cross_entropy"})
+FP32_PRODUCTS = frozenset({"route", "hc_pre", "hc_head"})  # products that the publisher's code runs in fp32
 WEIGHT_OPS = frozenset({"linear", "grouped_linear", "mlp", "experts"})  # their weights are quantised in fp8 and fp4
 
 
 def simulated(events: Sequence[Event], facts: ChipFacts, precision: str) -> list[Event]:
     """Return the events with roofline times: bytes as the chip stores them, products in the chip's format.
 
-    Weight products run in `precision`; attention and the other products in the storage format; the rest on the
-    vector units in fp32. Bytes count the storage format for weights too, a little too many for fp8 and fp4.
+    Weight products run in `precision`; attention and the other products in the storage format; the router's and
+    mHC's in fp32 on the matrix units, or the vector units where those take no fp32; the rest on the vector units
+    in fp32. Bytes count the storage format for weights too, a little too many for fp8 and fp4.
     """
     storage, width = PRECISIONS[precision]
+
+    def is_matmul(event: Event) -> bool:
+        op = event.op.removesuffix(" backward")
+        return op in MATMUL_OPS or (op in FP32_PRODUCTS and "fp32" in facts.formats)
 
     def format_of(event: Event) -> str:
         op = event.op.removesuffix(" backward")
         if op not in MATMUL_OPS:
             return "fp32"
-        return precision if op in WEIGHT_OPS else precision if width == 4 else storage
+        return precision if op in WEIGHT_OPS or width == 4 else storage
 
     stored = [replace(event, bytes=event.bytes * width / _stored_width(event)) for event in events]
-    return simulate(stored, facts, fmt_of=format_of,
-                    is_matmul=lambda event: event.op.removesuffix(" backward") in MATMUL_OPS)
+    return simulate(stored, facts, fmt_of=format_of, is_matmul=is_matmul)
 
 
 def _stored_width(event: Event) -> int:
