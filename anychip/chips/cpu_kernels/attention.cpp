@@ -192,6 +192,13 @@ void score(const Problem& p, const Panel& panel, Scratch<V>& s) {
         }
 }
 
+// Ask for a later panel's query-sized rows while this one is worked on.
+INLINE void prefetch(const Problem& p, const Panel& panel, const float* data) {
+    const char* from = reinterpret_cast<const char*>(data + (panel.first * p.shape.heads + panel.head) * p.shape.channels);
+    const int64_t bytes = panel.tokens * panel.heads * p.shape.channels * sizeof(float);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+}
+
 template <int V>
 void forward_panel(const Problem& p, const Panel& panel, Scratch<V>& s, float* out, float* lse) {
     score<V>(p, panel, s);
@@ -331,7 +338,10 @@ void forward(const Problem& p, float* out, float* lse) {
     {
         Scratch<V> s(p.shape.channels);
 #pragma omp for schedule(dynamic, 4)
-        for (int64_t i = 0; i < (int64_t)panels.size(); i++) forward_panel<V>(p, panels[i], s, out, lse);
+        for (int64_t i = 0; i < (int64_t)panels.size(); i++) {
+            if (i + 1 < (int64_t)panels.size()) prefetch(p, panels[i + 1], p.query);
+            forward_panel<V>(p, panels[i], s, out, lse);
+        }
     }
 }
 
@@ -385,8 +395,12 @@ void backward(const Problem& p, const Back& back, int64_t window_rows, int64_t c
             int64_t first = tokens * b / blocks, end = tokens * (b + 1) / blocks;
             cover(p.window, first, end, p.shape.channels, sums[2 * b]);
             cover(p.chosen, first, end, p.shape.channels, sums[2 * b + 1]);
-            for (const Panel& panel : panels_of<V>(p, first, end))
-                backward_panel<V>(p, panel, s, back, &sums[2 * b], &grad_sink[b * heads]);
+            const auto panels = panels_of<V>(p, first, end);
+            for (size_t i = 0; i < panels.size(); i++) {
+                if (i + 1 < panels.size())
+                    for (const float* data : {p.query, back.grad, back.out}) prefetch(p, panels[i + 1], data);
+                backward_panel<V>(p, panels[i], s, back, &sums[2 * b], &grad_sink[b * heads]);
+            }
         }
     }
     reduce(sums, 0, window_rows, p.shape.channels, grad_window);
