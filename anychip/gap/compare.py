@@ -140,14 +140,18 @@ def _model(a: Bundle, b: Bundle, kind: Kind) -> tuple[list[Row], list[float]]:
     nll_a, nll_b = a.tensors["model/nll"].double(), b.tensors["model/nll"].double()
     same = (a.tensors["model/top1"] == b.tensors["model/top1"])
     agree = stats.binomtest(int(same.sum()), len(same)).proportion_ci(method="wilson")
+    share = Quantity(100 * float(same.double().mean()), "%", kind, 100 * agree.low, 100 * agree.high)
     kinds = [Kind(bundle.about["numerics"]) for bundle in (a, b)]
     tokens = f"{len(same)} tokens of real text"
     return [
-        Row("KL divergence", None, None, mean_interval(kl, "nats/token", kind), f"{len(kl)} positions, full vocabulary"),
-        Row("top-1 agreement", None, None, Quantity(100 * float(same.double().mean()), "%", kind, 100 * agree.low, 100 * agree.high), tokens),
-        Row("largest log-probability difference", None, None, Quantity(float((p - q).abs().max()), "nats", kind), f"{len(kl)} positions"),
-        Row("loss (teacher-forced)", mean_interval(nll_a, "nats/token", kinds[0]), mean_interval(nll_b, "nats/token", kinds[1]),
-            mean_interval(nll_b - nll_a, "nats/token", kind), f"{tokens}; the gap is paired by token"),
+        Row("KL divergence", None, None, mean_interval(kl, "nats/token", kind),
+            f"{len(kl)} positions, full vocabulary"),
+        Row("top-1 agreement", None, None, share, tokens),
+        Row("largest log-probability difference", None, None, Quantity(float((p - q).abs().max()), "nats", kind),
+            f"{len(kl)} positions"),
+        Row("loss (teacher-forced)", mean_interval(nll_a, "nats/token", kinds[0]),
+            mean_interval(nll_b, "nats/token", kinds[1]), mean_interval(nll_b - nll_a, "nats/token", kind),
+            f"{tokens}; the gap is paired by token"),
     ], kl.tolist()
 
 

@@ -110,10 +110,12 @@ def kl_plot(comparison: Comparison) -> str:
                       linestyle="-", label="mean of a stretch")
             axes.set_yscale("log")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+        else:
+            axes.set(xticks=[], yticks=[])
         hidden = len(pairs) - len(shown)
         if hidden:
-            axes.text(0.99, 0.03, f"{hidden} of {len(pairs)} are 0 or less, or not finite: not drawn", ha="right",
-                      transform=axes.transAxes, fontsize=9)
+            axes.text(0.99, 0.03, f"not drawn: {hidden} of {len(pairs)}, which are 0, below it by rounding, or NaN",
+                      ha="right", transform=axes.transAxes, fontsize=9)
         axes.set(xlabel="position in the text", ylabel="KL(A, B), nats")
 
     return _svg(draw, 3.1, "kl", "KL divergence by position in the text, log scale")
@@ -219,7 +221,6 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<svg [^>]*?viewBox=(\"[^\"]*\")[^>]*>",
                  rf'<svg viewBox=\1 role="img" aria-label="{title}">', svg, count=1)
-    svg = svg.replace("xlink:href=", "href=")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)

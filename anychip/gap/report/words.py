@@ -207,7 +207,8 @@ def _generation(comparison: Comparison) -> Verdict:
         return Verdict(Mark.UNKNOWN, "generation", ("no text was generated",))
     same = sum(row["identical"] for row in rows)
     if same == len(rows):
-        return Verdict(Mark.SAME, "generation", (f"greedy text is the same for all {same} prompts, to the last token",))
+        said = f"greedy text is the same in {same} of {same} prompts, to the last token"
+        return Verdict(Mark.SAME, "generation", (said,))
     lengths = ", ".join(f"{row['same_tokens']} of {row['tokens']}" for row in rows)
     return Verdict(Mark.FACT, "generation", (f"greedy text is the same in {same} of {len(rows)} prompts; "
                                              f"equal tokens from the start: {lengths}",))
