@@ -18,8 +18,10 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from .rows import append, row
 from .sides import Ours, Peer, random_ids
 
 BATCH, LENGTH, ROUNDS = 2, 512, 5
+LLAMA_CONTEXTS = [1024, 4096, 16384]
 Samples = dict[tuple[str, str], list[float]]
 
 
@@ -118,7 +121,7 @@ def show(found: Samples) -> None:
         cells = []
         for name in names:
             values = found.get((what, name))
-            cells.append("" if not values else f"{statistics.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]")
+            cells.append(f"{statistics.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]" if values else "")
         table.add_row(what, unit_of(what), *cells)
     Console(width=120).print(table)
 
@@ -156,12 +159,25 @@ def main() -> None:
 
 
 def beside_llama_cpp(ours: Ours, found: Samples) -> None:
-    """Time llama.cpp on the same weights, where it is installed, in turn with ours."""
-    from .llama_cpp import available
+    """Time llama.cpp on the same weights (fp32; its default fp16 cache), where it is installed, in turn with ours."""
+    from .gguf_export import export_gguf
+    from .llama_cpp import available, speed
 
     reason = available()
     if reason:
         print(f"llama.cpp left out: {reason}", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tiny.gguf")
+        export_gguf(path, ours.config, ours.model.state_dict().items())
+        for _ in range(2):
+            theirs = speed(path, LLAMA_CONTEXTS)
+            for context in LLAMA_CONTEXTS:
+                found[f"prefill_{context}", "llama.cpp"].append(theirs.prefill_tokens_per_s[context])
+                found[f"decode_{context}", "llama.cpp"].append(statistics.median(theirs.decode_ms[context]))
+                ids = random_ids(ours.config, context)
+                found[f"prefill_{context}", ours.name].append(context / ours.prefill(ids))
+                found[f"decode_{context}", ours.name].append(1e3 * statistics.median(ours.decode(context, 40)[2:]))
 
 
 if __name__ == "__main__":

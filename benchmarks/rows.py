@@ -27,7 +27,7 @@ def row(benchmark: str, what: str, values: Sequence[float], unit: str, shape: st
         "processor": processor_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(), "commit": _commit(), "command": "python -m " + " ".join(
             [f"benchmarks.{benchmark}", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

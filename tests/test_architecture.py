@@ -26,7 +26,8 @@ def imported_parts(path: Path) -> set[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            names = [f"{base}.{node.module}" if base and node.module else node.module or f"{base}.{a.name}" for a in node.names]
+            names = [f"{base}.{node.module}" if base and node.module else node.module or f"{base}.{a.name}"
+                     for a in node.names]
         found |= {name.split(".")[1] for name in names if name.startswith("anychip.")}
     return found
 

@@ -34,7 +34,8 @@ def case(name, heads=8, channels=32, lengths=(70, 5, 33), ratio=4, scale=1.0):
         return torch.randn(*shape, generator=generator).mul_(scale).requires_grad_()
 
     window, seen, rows, entries = packed(lengths, 16, ratio)
-    query, kv, compressed, sink = normal(rows, heads, channels), normal(rows, channels), normal(entries, channels), normal(heads)
+    query, kv, compressed = normal(rows, heads, channels), normal(rows, channels), normal(entries, channels)
+    sink = normal(heads)
     selected = {"window": None, "runs": seen}.get(name)
     if name == "chosen":
         selected = torch.full((rows, 6), -1, dtype=torch.int32)
@@ -51,7 +52,8 @@ def leaves(query, keys, sink):
 
 
 SHAPES = [dict(), dict(heads=1, channels=16), dict(heads=4, channels=64), dict(heads=12, channels=24),
-          dict(heads=40, channels=8), dict(lengths=(1,)), dict(lengths=(1, 1, 1)), dict(lengths=(300,)), dict(channels=512, heads=2)]
+          dict(heads=40, channels=8), dict(lengths=(1,)), dict(lengths=(1, 1, 1)), dict(lengths=(300,)),
+          dict(channels=512, heads=2)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -79,7 +79,8 @@ def test_state_holds_exactly_the_bytes_it_states(model):
     assert state.nbytes() == sum(t.numel() * t.element_size() for t in state._tensors.values()) > 0
 
 
-@pytest.mark.parametrize(("preset", "total", "active"), [("v4-flash", 284.33e9, 13.27e9), ("v4-pro", 1573.0e9, 48.85e9)])
+@pytest.mark.parametrize(("preset", "total", "active"),
+                         [("v4-flash", 284.33e9, 13.27e9), ("v4-pro", 1573.0e9, 48.85e9)])
 def test_published_parameter_counts(preset, total, active):
     counted = count_parameters(load_config(preset))
     assert abs(counted.total - total) < 0.005 * 1e9 + 1e-5 * total and abs(counted.active - active) < 0.005e9

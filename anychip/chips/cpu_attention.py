@@ -69,7 +69,8 @@ def _forward(query: Tensor, window: Tensor, chosen: Tensor | None, sink: Tensor,
     chosen = None if chosen is None else chosen.contiguous()
     out = torch.empty_like(query)
     lse = query.new_empty(query.shape[:2]) if want_lse else None
-    _kernels().attention(*_arguments(query, window, chosen, sink, keys), out.data_ptr(), 0 if lse is None else lse.data_ptr())
+    kept = 0 if lse is None else lse.data_ptr()
+    _kernels().attention(*_arguments(query, window, chosen, sink, keys), out.data_ptr(), kept)
     return out, lse
 
 
@@ -90,11 +91,11 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, window, chosen, sink, out, lse = ctx.saved_tensors
         grad = grad.contiguous()
-        grads = [torch.empty_like(query), torch.empty_like(window), None if chosen is None else torch.empty_like(chosen),
-                 torch.empty_like(sink)]
+        grads = [None if t is None else torch.empty_like(t) for t in (query, window, chosen, sink)]
         _kernels().attention_back(
             *_arguments(query, window, chosen, sink, ctx.keys), out.data_ptr(), lse.data_ptr(), grad.data_ptr(),
-            window.shape[0], 0 if chosen is None else chosen.shape[0], *(0 if g is None else g.data_ptr() for g in grads))
+            window.shape[0], 0 if chosen is None else chosen.shape[0],
+            *(0 if g is None else g.data_ptr() for g in grads))
         return (*grads, None)
 
 

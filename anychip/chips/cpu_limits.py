@@ -22,7 +22,8 @@ def measure_limits(description: str) -> ChipFacts:
     with torch.no_grad():
         gemm = max(gemm_flops_per_s(size) for size in GEMM_SIZES)
         bandwidth = read_bytes_per_s()
-        launch_us = 1e6 * _median_s(lambda x=torch.zeros(8): x + x, 200)  # type: ignore[misc]
+        few = torch.zeros(8)
+        launch_us = 1e6 * _median_s(lambda: few + few, 200)
     found = {
         "peak.fp32": (gemm / 1e12, "TFLOPS"), "vector_peak.fp32": (gemm / 1e12, "TFLOPS"),
         "memory.bandwidth": (bandwidth / 1e9, "GB/s"), "memory.bytes": (_memory_bytes() / 2**30, "GiB"),

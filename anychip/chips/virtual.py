@@ -85,7 +85,8 @@ class VirtualOps(Ops):
             rounded: Tensor = _Round.apply(value, self._storage)
             return rounded
         if isinstance(value, Keys):
-            return replace(value, window_NC=self._stored(value.window_NC), compressed_MC=self._stored(value.compressed_MC))
+            rows = self._stored(value.window_NC), self._stored(value.compressed_MC)
+            return replace(value, window_NC=rows[0], compressed_MC=rows[1])
         return tuple(self._stored(item) for item in value) if type(value) is tuple else value
 
     def _quantised(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

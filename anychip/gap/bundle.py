@@ -45,11 +45,12 @@ class Bundle:
         try:
             with safe_open(str(path), "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{path} is not a whole bundle ({error}); copy or record it again") from error
         if metadata.get("format") != FORMAT:
-            raise BundleError(f"{path} is a safetensors file but not a gap bundle; make one with `anychip gap --record`")
+            raise BundleError(f"{path} is a safetensors file but not a gap bundle; make one with "
+                              "`anychip gap --record`")
         if metadata.get("version") != str(VERSION):
             raise BundleError(f"{path} has bundle version {metadata.get('version')}; this anychip reads version "
                               f"{VERSION}: record and compare with the same anychip")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..chips import Chip
 from ..model import Layout, Transformer
-
 from ..ops.recorded import RecordedOps
 from ..ops.trees import flat_tensors, map_tensors
 from ..record import Event, Recorder

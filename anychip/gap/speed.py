@@ -92,7 +92,8 @@ def memory_needs(config: ModelConfig, chip: Chip) -> dict[str, Any]:
     counted = count_parameters(config)
     width = {"fp32": 4.0, "tf32": 4.0, "hf32": 4.0, "fp8": 1.0}.get(chip.precision, 2.0)
     if chip.precision == "fp4":
-        routed = config.n_routed_experts * config.num_hidden_layers * 3 * config.hidden_size * config.moe_intermediate_size
+        expert = 3 * config.hidden_size * config.moe_intermediate_size
+        routed = config.n_routed_experts * config.num_hidden_layers * expert
         weights = routed * (0.5 + 1 / 32) + (counted.total - routed) * 1.0
     else:
         weights = counted.total * width

@@ -82,7 +82,8 @@ def hc_pre_cost(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> 
     """The mixing product, the Sinkhorn passes and the weighted sum; streams are read once."""
     tokens, n, d = streams_Tnd.shape
     flops = 2.0 * weights.fn.numel() + 4.0 * n * d + 4.0 * n * n * rule.sinkhorn_iters
-    return Cost(tokens * flops, nbytes(streams_Tnd, weights.fn) + tokens * (d * streams_Tnd.element_size() + 4.0 * n * (n + 1)))
+    results = tokens * (d * streams_Tnd.element_size() + 4.0 * n * (n + 1))
+    return Cost(tokens * flops, nbytes(streams_Tnd, weights.fn) + results)
 
 
 def hc_post_cost(y_Td: Tensor, streams_Tnd: Tensor, post_Tn: Tensor, comb_Tnn: Tensor) -> Cost:
@@ -94,4 +95,5 @@ def hc_post_cost(y_Td: Tensor, streams_Tnd: Tensor, post_Tn: Tensor, comb_Tnn: T
 def hc_head_cost(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> Cost:
     """The mixing product and the weighted sum."""
     tokens, n, d = streams_Tnd.shape
-    return Cost(tokens * (2.0 * weights.fn.numel() + 4.0 * n * d), nbytes(streams_Tnd, weights.fn) + nbytes(streams_Tnd) / n)
+    flops = tokens * (2.0 * weights.fn.numel() + 4.0 * n * d)
+    return Cost(flops, nbytes(streams_Tnd, weights.fn) + nbytes(streams_Tnd) / n)

@@ -42,7 +42,9 @@ class ShapeOps(Ops):
         return torch.empty_like(query_THC)
 
     @staticmethod
-    def compress(value_NW: Tensor, gate_NW: Tensor, ape_mW: Tensor, first_E: Tensor, previous_E: Tensor | None) -> Tensor:
+    def compress(
+        value_NW: Tensor, gate_NW: Tensor, ape_mW: Tensor, first_E: Tensor, previous_E: Tensor | None
+    ) -> Tensor:
         width = value_NW.shape[1] // (1 if previous_E is None else 2)
         return value_NW.new_empty(first_E.shape[0], width)
 
