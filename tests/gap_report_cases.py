@@ -1,9 +1,11 @@
 """A comparison made by hand: every kind, an interval, an unknown, NaN, a departure, and text that tries to escape."""
 
+import functools
 import math
 from dataclasses import replace
 
 from anychip.gap.compare import Comparison, Row
+from anychip.gap.report.html import render
 from anychip.record import Kind, Quantity
 
 ATTACK = "</p><script>alert('x')</script> & \x1b[31m\u202e[bold]red[/bold]\nline"
@@ -91,3 +93,12 @@ def equal() -> Comparison:
         ops=[replace(row, gap=zero) for row in whole.ops], layers=[replace(row, gap=zero) for row in whole.layers],
         model=[replace(row, gap=zero) for row in whole.model], kl_by_position=[0.0] * 64,
         losses=(whole.losses[0], whole.losses[0]))
+
+
+CASES = {"departs": comparison, "broken": broken, "equal": equal}
+
+
+@functools.cache
+def page_of(name: str) -> str:
+    """Return a case's page, rendered once a test run."""
+    return render(CASES[name]())

@@ -1,6 +1,5 @@
 """The gap report: every number has kind and unit, nothing in it can act, and odd runs print too."""
 
-import functools
 import io
 import json
 import re
@@ -8,28 +7,22 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from gap_report_cases import broken, comparison, emulated, equal
+from gap_report_cases import CASES, broken, comparison, emulated, equal, page_of
 from rich.console import Console
 
 from anychip.cli.gap import gap as gap_command
 from anychip.errors import InputError
 from anychip.gap.report import print_report, to_json, write_html
-from anychip.gap.report.html import quantity, render
+from anychip.gap.report.html import quantity
+from anychip.gap.report.plots import ops_plot
 from anychip.gap.report.words import TAGS, Mark, command, full, headline, number, verdicts, visible
 from anychip.record import Kind, Quantity
-
-CASES = {"departs": comparison, "broken": broken, "equal": equal}
 
 
 def printed(case, width=100) -> str:
     stream = io.StringIO()
     print_report(case, Console(file=stream, width=width, force_terminal=False))
     return stream.getvalue()
-
-
-@functools.cache
-def page_of(name: str) -> str:
-    return render(CASES[name]())
 
 
 def quantities(case):
@@ -129,8 +122,7 @@ def test_plots_keep_their_text_and_take_the_pages_colours():
 def test_bar_beyond_the_format_is_hatched_and_one_within_is_not():
     departs = comparison()
     within = replace(departs, ops=departs.ops[1:], departs_op=None)
-    counts = [re.findall(r"<svg.*?</svg>", render(case), re.DOTALL)[0].count("<pattern") for case in (departs, within)]
-    assert counts == [1, 0]
+    assert [ops_plot(case, "bf16").count("<pattern") for case in (departs, within)] == [1, 0]
 
 
 @pytest.mark.parametrize("name", CASES)
