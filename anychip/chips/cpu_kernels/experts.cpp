@@ -72,8 +72,8 @@ INLINE void lane_weights(const Item& it, const Plan& p, const float* weight, flo
 }
 
 // hidden = weight * silu(min(gate, limit)) * clamp(up); panels of [width][PANEL].
-void swiglu(const float* gate_up, const float* lanes, int64_t width, float limit, float* hidden) {
-    for (int64_t i = 0; i < width * PANEL; i += 8) {
+void swiglu(const float* gate_up, const float* lanes, int64_t width, float limit, bool half, float* hidden) {
+    for (int64_t i = 0; i < width * PANEL; i += half ? PANEL : 8) {
         f8 gate = min8(load8(gate_up + i), limit), up = load8(gate_up + width * PANEL + i);
         up = max8(min8(up, limit), -limit);
         store8(hidden + i, gate * sigmoid8(gate) * up * load8(lanes + i % PANEL));
@@ -104,13 +104,14 @@ void forward(const Bank& b, const Batch& in, const Plan& p, float* gate_up, floa
 #pragma omp for schedule(dynamic, 4)
         for (int64_t i = 0; i < many; i++) {
             const Item& it = items[i];
+            const bool half = it.count <= 8;
             float lanes[PANEL], *gu = gate_up ? gate_up + it.panel * 2 * b.width * PANEL : own_gate_up;
             gather(it, p, in.choices, in.x, b.d, x);
             lane_weights(it, p, in.weight, lanes);
-            times_panel(b.w1 + it.expert * b.stride13, b.width, b.d, x, gu);
-            times_panel(b.w3 + it.expert * b.stride13, b.width, b.d, x, gu + b.width * PANEL);
-            swiglu(gu, lanes, b.width, in.limit, hidden);
-            times_panel(b.w2 + it.expert * b.stride2, b.d, b.width, hidden, y);
+            times_panel(b.w1 + it.expert * b.stride13, b.width, b.d, x, gu, half);
+            times_panel(b.w3 + it.expert * b.stride13, b.width, b.d, x, gu + b.width * PANEL, half);
+            swiglu(gu, lanes, b.width, in.limit, half, hidden);
+            times_panel(b.w2 + it.expert * b.stride2, b.d, b.width, hidden, y, half);
             panel_to_rows(y, it.count, b.d, rows + it.begin * b.d);
         }
         sum_choices(rows, p, in.tokens, in.choices, b.d, out);
@@ -118,10 +119,10 @@ void forward(const Bank& b, const Batch& in, const Plan& p, float* gate_up, floa
 }
 
 // From the gradient of the hidden panel to that of gate and up; `hidden` and the lanes' weight gradient are made too.
-void swiglu_back(const float* gate_up, const float* lanes, int64_t width, float limit, const float* dhidden, float* hidden,
-                 float* dgate_up, float* dlanes) {
+void swiglu_back(const float* gate_up, const float* lanes, int64_t width, float limit, bool half, const float* dhidden,
+                 float* hidden, float* dgate_up, float* dlanes) {
     f8 sums[PANEL / 8] = {};
-    for (int64_t i = 0; i < width * PANEL; i += 8) {
+    for (int64_t i = 0; i < width * PANEL; i += half ? PANEL : 8) {
         const int part = i % PANEL / 8;
         f8 gate = load8(gate_up + i), up = load8(gate_up + width * PANEL + i), weight = load8(lanes + 8 * part);
         f8 kept_gate = min8(gate, limit), kept_up = max8(min8(up, limit), -limit), zero = {};
@@ -145,17 +146,18 @@ struct Gradient {
 void backward_panel(const Bank& b, const Batch& in, const Plan& p, const Gradient& g, const Item& it, float* own) {
     float *dy = own, *dx = dy + PANEL * b.d, *dhidden = dx + PANEL * b.d, *hidden = dhidden + PANEL * b.width;
     float lanes[PANEL], dlanes[PANEL];
+    const bool half = it.count <= 8;
     const float* gu = g.gate_up + it.panel * 2 * b.width * PANEL;
     float* dgu = g.dgate_up + it.panel * 2 * b.width * PANEL;
     gather(it, p, in.choices, g.dout, b.d, dy);
     lane_weights(it, p, in.weight, lanes);
-    transposed_times_panel(b.w2 + it.expert * b.stride2, b.width, b.d, dy, dhidden, false);
-    swiglu_back(gu, lanes, b.width, in.limit, dhidden, hidden, dgu, dlanes);
+    transposed_times_panel(b.w2 + it.expert * b.stride2, b.width, b.d, dy, dhidden, half, false);
+    swiglu_back(gu, lanes, b.width, in.limit, half, dhidden, hidden, dgu, dlanes);
     if (g.dweight)
         for (int i = 0; i < it.count; i++) g.dweight[p.order[it.begin + i]] = dlanes[i];
     panel_to_rows(hidden, it.count, b.width, g.hidden + it.begin * b.width);
-    transposed_times_panel(b.w1 + it.expert * b.stride13, b.d, b.width, dgu, dx, false);
-    transposed_times_panel(b.w3 + it.expert * b.stride13, b.d, b.width, dgu + b.width * PANEL, dx, true);
+    transposed_times_panel(b.w1 + it.expert * b.stride13, b.d, b.width, dgu, dx, half, false);
+    transposed_times_panel(b.w3 + it.expert * b.stride13, b.d, b.width, dgu + b.width * PANEL, dx, half, true);
     panel_to_rows(dx, it.count, b.d, g.rows + it.begin * b.d);
 }
 
@@ -168,8 +170,10 @@ INLINE void weight_columns(int64_t rows, int64_t n, bool wide, const float* a, i
     int64_t r = 0;
     if (wide) {
         for (; r + 6 <= rows; r += 6) tile<6, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
+        for (; r + 2 <= rows; r += 2) tile<2, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
         for (; r < rows; r++) tile<1, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
     } else {
+        for (; r + 4 <= rows; r += 4) tile<4, 1>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
         for (; r < rows; r++) tile<1, 1>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
     }
 }

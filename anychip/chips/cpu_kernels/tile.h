@@ -22,18 +22,32 @@ INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, cons
         for (int v = 0; v < V; v++) store8(c + r * c_row + 8 * v, acc[r][v]);
 }
 
-// out[row][PANEL] (+)= W panel, W [rows][depth] as it lies (forward products).
-INLINE void times_panel(const float* w, int64_t rows, int64_t depth, const float* panel, float* out) {
+// out[row][PANEL] (+)= A panel for `rows` rows of A. With `half`, only lanes 0-7 are worked on: what the others get is
+// undefined. The shapes of the tiles fill the registers; the last rows take smaller ones.
+INLINE void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* panel,
+                          float* out, bool half, bool add) {
     int64_t r = 0;
-    for (; r + 6 <= rows; r += 6) tile<6, 2>(depth, w + r * depth, depth, 1, panel, PANEL, out + r * PANEL, PANEL, false);
-    for (; r < rows; r++) tile<1, 2>(depth, w + r * depth, depth, 1, panel, PANEL, out + r * PANEL, PANEL, false);
+    if (half) {
+        for (; r + 12 <= rows; r += 12) tile<12, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+        for (; r + 4 <= rows; r += 4) tile<4, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+        for (; r < rows; r++) tile<1, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+        return;
+    }
+    for (; r + 6 <= rows; r += 6) tile<6, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+    for (; r + 4 <= rows; r += 4) tile<4, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+    for (; r + 2 <= rows; r += 2) tile<2, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+    for (; r < rows; r++) tile<1, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+}
+
+// out[row][PANEL] = W panel, W [rows][depth] as it lies (forward products).
+INLINE void times_panel(const float* w, int64_t rows, int64_t depth, const float* panel, float* out, bool half) {
+    panel_product(rows, depth, w, depth, 1, panel, out, half, false);
 }
 
 // out[column][PANEL] (+)= W^T panel, W [depth][columns] as it lies (products of the backward).
-INLINE void transposed_times_panel(const float* w, int64_t columns, int64_t depth, const float* panel, float* out, bool add) {
-    int64_t r = 0;
-    for (; r + 6 <= columns; r += 6) tile<6, 2>(depth, w + r, 1, columns, panel, PANEL, out + r * PANEL, PANEL, add);
-    for (; r < columns; r++) tile<1, 2>(depth, w + r, 1, columns, panel, PANEL, out + r * PANEL, PANEL, add);
+INLINE void transposed_times_panel(const float* w, int64_t columns, int64_t depth, const float* panel, float* out, bool half,
+                                   bool add) {
+    panel_product(columns, depth, w, 1, columns, panel, out, half, add);
 }
 
 INLINE void transpose8(f8* v) {
@@ -54,9 +68,9 @@ INLINE void transpose8(f8* v) {
     }
 }
 
-// panel[channel][lane] = rows[lane][channel]; lanes from `count` on are zero. channels is a multiple of 8.
+// panel[channel][lane] = rows[lane][channel]; lanes from `count` to the next eighth are zero. channels is a multiple of 8.
 INLINE void rows_to_panel(const float* const* rows, int count, int64_t channels, float* panel) {
-    for (int half = 0; half < PANEL; half += 8)
+    for (int half = 0; half < count; half += 8)
         for (int64_t c = 0; c < channels; c += 8) {
             f8 block[8];
             for (int i = 0; i < 8; i++) block[i] = half + i < count ? load8(rows[half + i] + c) : all8(0.0f);
