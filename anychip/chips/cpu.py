@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from ..ops import Ops
 from . import cpu_attention, cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_norm, cpu_route
+from .cpu_block import Blocks
 from .cpu_kernels import load_library
 
 
@@ -32,3 +37,8 @@ class CpuOps(Ops):
 
     def __init__(self) -> None:
         load_library()
+        self._blocks = Blocks()
+
+    def block(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: Any, cache: Any) -> Tensor | None:
+        """Run a whole block of a few tokens with a state in one kernel; None for any other pass."""
+        return self._blocks.run(block, streams_Tnd, ids_T, plan, cache)

@@ -108,11 +108,31 @@ class State:
 
     def write(self, layer: int, name: str, rows: Tensor) -> Tensor:
         """Put this pass's rows of one buffer in place and return the whole buffer [rows, width]."""
-        book, tensor = self._book_of[layer, name], self._tensors[layer, name]
-        for source, target, count in book.moves:
-            tensor[target : target + count] = tensor[source : source + count].clone()
-        tensor[book.targets] = rows
+        tensor = self.make_room(layer, name)
+        tensor[self._book_of[layer, name].targets] = rows
         return tensor
+
+    def make_room(self, layer: int, name: str) -> Tensor:
+        """Do this pass's moves in one buffer, once a pass, and return the buffer; new rows are not written yet."""
+        tensor = self._tensors[layer, name]
+        for source, target, count in self._book_of[layer, name].moves:
+            tensor[target : target + count] = tensor[source : source + count].clone()
+        return tensor
+
+    @property
+    def moving(self) -> bool:
+        """Tell whether this pass moves rows in any buffer."""
+        return any(book.moves for book in self._books.values())
+
+    def targets(self, book: str) -> slice | Tensor:
+        """Rows that this pass's new rows go to in the buffers of this book."""
+        targets = self._books[book].targets
+        assert targets is not None
+        return targets
+
+    def buffers(self, layer: int) -> dict[str, Tensor]:
+        """Return one layer's buffers by name. They stay the same tensors as long as the state lives."""
+        return {name: tensor for (owner, name), tensor in self._tensors.items() if owner == layer}
 
     def commit(self) -> None:
         """End a pass: its tokens now belong to the state."""

@@ -139,13 +139,12 @@ struct Site {
     float eps, norm_eps;
 };
 
-// Forward of one block of up to eight tokens. `mix` and `rms` receive what the backward needs.
+// What follows the mixing products of one block of up to eight tokens. `rms` receives what the backward needs.
 template <int N>
-void pre_block(const Site& s, const float* x, int count, float* out, float* post, float* comb, float* mix, float* rms) {
+void pre_mixed(const Site& s, const float* x, int count, const float* mix, float* out, float* post, float* comb, float* rms) {
     constexpr int M = N * (N + 2);
     const int64_t width = N * s.d;
     for (int t = 0; t < count; t++) rms[t] = inverse_rms(x + t * width, width, s.norm_eps);
-    mixing_products(x, s.fn, count, M, width, mix);
     f8 lanes[M];
     to_lanes(mix, rms, count, M, lanes);
     for (int j = 0; j < N; j++) {
@@ -171,8 +170,10 @@ void pre(const Site& s, const float* x, float* out, float* post, float* comb, fl
         const int64_t t = b * LANES;
         const int count = s.tokens - t < LANES ? s.tokens - t : LANES;
         float own_mix[LANES * M], own_rms[LANES];
-        pre_block<N>(s, x + t * width, count, out + t * s.d, post + t * N, comb + t * N * N,
-                     mix ? mix + t * M : own_mix, rms ? rms + t : own_rms);
+        float* products = mix ? mix + t * M : own_mix;
+        mixing_products(x + t * width, s.fn, count, M, width, products);
+        pre_mixed<N>(s, x + t * width, count, products, out + t * s.d, post + t * N, comb + t * N * N,
+                     rms ? rms + t : own_rms);
     }
 }
 
@@ -506,6 +507,14 @@ void anychip_hc_head_back(int n, int64_t tokens, int64_t d, float eps, float nor
     FOR_STREAMS(n, threads = head_back<N>(s, x, slices, {dout, nullptr, nullptr, mix, rms, dx}, parts))
     float* out[3] = {dfn, dbase, dscale};
     sum_parts(parts, n, n * d, 1, threads, out);
+}
+
+// anychip_hc_pre for up to eight tokens whose mixing products [T, m] are known.
+void anychip_hc_pre_mixed(int n, int64_t tokens, int64_t d, int iters, float eps, float norm_eps, const float* x,
+                          const float* base, const float* scale, const float* mix, float* out, float* post, float* comb) {
+    const Site s = {nullptr, base, scale, tokens, d, iters, eps, norm_eps};
+    float rms[LANES];
+    FOR_STREAMS(n, pre_mixed<N>(s, x, tokens, mix, out, post, comb, rms))
 }
 
 void anychip_hc_post(int n, int64_t tokens, int64_t d, const float* y, const float* x, const float* weight,
