@@ -60,7 +60,8 @@ def comparison() -> Comparison:
             "same_tokens": 2, "identical": False}
     return Comparison(
         about_a=about("cpu", "fp32", Kind.MEASURED, Kind.MEASURED),
-        about_b=about("virtual:x1", "bf16", Kind.EMULATED, Kind.SIMULATED), explained=3 * 2**-8, ops=ops, layers=layers,
+        about_b=about("virtual:x1", "bf16", Kind.EMULATED, Kind.SIMULATED), explained=3 * 2**-8,
+        explained_layers=3 * 2**-8, ops=ops, layers=layers,
         departs_op="experts in layers.1.ffn", departs_layer="layers.1", model=model,
         kl_by_position=[0.01 * (1 + i % 7) for i in range(64)], generation=[text], training=training,
         losses=([8 - i / 10 for i in range(12)], [8 - i / 11 for i in range(12)]), speed=speed,

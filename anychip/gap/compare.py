@@ -15,10 +15,10 @@ from ..record import Kind, Quantity
 from .bundle import Bundle
 from .numerics import difference
 
-# Relative rms difference that a chip's storage format explains, for one op on equal inputs: 3 units in the last
-# place of the format for inputs, weights and output together; fp32 leaves room for the order of long sums.
-EXPLAINED = {"fp32": 1e-5, "tf32": 3 * 2**-10, "hf32": 3 * 2**-11, "fp16": 3 * 2**-11, "bf16": 3 * 2**-8,
-             "fp8": 3 * 2**-4, "fp4": 3 * 2**-2}
+# Relative rms difference that a chip's format explains for one op on equal inputs: 1.5 roundings (half a unit in the
+# last place each), about twice what rounding inputs, weights and output gives; fp32 leaves room for long sums.
+EXPLAINED = {"fp32": 1e-5, "tf32": 1.5 * 2**-11, "hf32": 1.5 * 2**-12, "fp16": 1.5 * 2**-11, "bf16": 1.5 * 2**-8,
+             "fp8": 1.5 * 2**-4, "fp4": 1.5 * 2**-2}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Comparison:
     """What the report shows. `about_a` and `about_b` are the bundles' own descriptions.
 
     `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
-    whose difference is larger than `explained`, the share that the coarser chip's number format explains.
+    whose difference is larger than the coarser chip's number format explains: `explained` for one op on equal
+    inputs; `explained_layers`, sqrt(2 layers) times that, for a whole run (two sub-layers a layer, errors independent).
     `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
     `costliest_decode` those of a decode step at the longest context; `limits` say whose limits times them.
     """
@@ -45,6 +46,7 @@ class Comparison:
     about_a: dict[str, Any]
     about_b: dict[str, Any]
     explained: float
+    explained_layers: float
     ops: list[Row]
     layers: list[Row]
     departs_op: str | None
@@ -71,11 +73,13 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
     explained = max(EXPLAINED[bundle.about["precision"]] for bundle in (a, b))
     numerics = _coarser(a, b, "numerics")
     calls, departs_op = _ops(a, b, explained, numerics)
-    layers, departs_layer = _layers(a, b, explained, numerics)
+    explained_layers = explained * (2 * max(len(a.tables["layers"]) - 1, 1)) ** 0.5
+    layers, departs_layer = _layers(a, b, explained_layers, numerics)
     model, kl = _model(a, b, numerics)
     losses = tuple([row["loss"] for row in bundle.tables["training"]] for bundle in (a, b))
     return Comparison(
-        about_a=a.about, about_b=b.about, explained=explained, ops=calls, layers=layers, departs_op=departs_op,
+        about_a=a.about, about_b=b.about, explained=explained,
+        explained_layers=explained_layers, ops=calls, layers=layers, departs_op=departs_op,
         departs_layer=departs_layer, model=model, kl_by_position=kl, generation=_generation(a, b),
         training=_training(a, b, numerics), losses=losses,  # type: ignore[arg-type]
         speed=_speed(a, b), memory=_memory(a, b),

@@ -46,7 +46,7 @@ def record_layers(subject: Subject, chip: Chip, bundle: Bundle) -> None:
         if event.op == "embed" or (event.op == "hc_post" and event.layer.endswith(".ffn")):
             assert isinstance(result, Tensor)
             names.append(event.layer.removesuffix(".ffn"))
-            bundle.tensors[f"layers/{names[-1]}"] = sample(result.cpu())
+            bundle.tensors[f"layers/{names[-1]}"] = sample(result.cpu().flatten())
 
     _run(subject, chip, watch)
     bundle.tables["layers"] = names
@@ -84,12 +84,14 @@ def _values(op: str, result: Any) -> Tensor:
     """The part of an op's result that is compared: all floats in one row, or the choice as it is."""
     if op in DISCRETE:
         return flat_tensors(result)[0]
+    if op == "route":  # ids beside weights, [T, 2K]: weights are compared where the choice is the same
+        return torch.cat([t.float() for t in flat_tensors(result)], -1)
     return torch.cat([t.flatten().float() for t in flat_tensors(result) if t.is_floating_point()])
 
 
 def sample(values: Tensor) -> Tensor:
-    """Return up to SAMPLE evenly spaced values; of a choice [T, K] the whole."""
-    if not values.is_floating_point():
+    """Return up to SAMPLE evenly spaced values; of a choice [T, K] or a routing [T, 2K] the whole."""
+    if not values.is_floating_point() or values.dim() == 2:
         return values
     flat = values.flatten()
     if flat.numel() <= SAMPLE:
@@ -98,11 +100,20 @@ def sample(values: Tensor) -> Tensor:
 
 
 def difference(op: str, a: Tensor, b: Tensor) -> float:
-    """Return rms(a - b) / rms(b), or for a choice the share of b's rows that a does not have."""
+    """Return rms(a - b) / rms(b), or for a choice the share of b's rows that a does not have.
+
+    Of a routing: of the weights, over the tokens whose experts are the same on both (a near tie may go either way);
+    where that is less than half of them, the share that differs.
+    """
     if op in DISCRETE:
         wanted = b >= 0
         found = (a[:, :, None] == b[:, None, :]).any(1) & wanted
         return 1.0 - float(found.sum() / wanted.sum().clamp_min(1))
+    if op == "route":
+        same = (a[:, : a.shape[1] // 2] == b[:, : b.shape[1] // 2]).all(1)
+        if same.double().mean() < 0.5:
+            return 1.0 - float(same.double().mean())
+        a, b = (x[same, x.shape[1] // 2 :] for x in (a, b))
     a64, b64 = a.double(), b.double()
     scale = b64.square().mean().sqrt()
     return float((a64 - b64).square().mean().sqrt() / scale) if scale > 0 else float((a64 - b64).abs().max())

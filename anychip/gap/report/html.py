@@ -16,6 +16,7 @@ from . import plots
 from .words import (
     MEANINGS,
     TAGS,
+    beyond,
     chip_names,
     coarser_format,
     command,
@@ -71,7 +72,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "share": lambda row: Quantity(100 * row["share"], "%", Kind.SIMULATED),
         "limits": [limits_note(limits) for limits in comparison.limits], "command": command(comparison),
         "bounds": [(name, number(value)) for name, value in EXPLAINED.items()],
-        "beyond": lambda row: not (row.gap and row.gap.value is not None and row.gap.value <= comparison.explained),
+        "beyond": lambda row: beyond(row, comparison.explained_layers),
         "generation": [row | {"a": _parted(row["a"], row["b"]), "b": _parted(row["b"], row["a"])}
                        for row in comparison.generation],
         "plots": {name: Markup(svg) for name, svg in _plots(comparison, names, format_name).items()},

@@ -72,7 +72,7 @@ def layers_plot(comparison: Comparison, explained_by: str) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         values = [_value(row) for row in rows]
-        floor = _floor([*values, comparison.explained])
+        floor = _floor([*values, comparison.explained_layers])
         shown = [(i, value) for i, value in enumerate(values) if math.isfinite(value) and value > 0]
         axes.plot([i for i, _ in shown], [value for _, value in shown], color=GAP, marker="o", markersize=5)
         for i, value in enumerate(values):
@@ -81,11 +81,11 @@ def layers_plot(comparison: Comparison, explained_by: str) -> str:
                 axes.text(i, floor * 1.6, "0, equal", ha="left", fontsize=9)
             elif not math.isfinite(value):
                 axes.text(i, floor * 1.3, number(value), ha="center", fontsize=10)
-        axes.axhline(comparison.explained, color=LIMIT, linestyle="--", linewidth=1.4)
-        said = f"{explained_by} explains {number(comparison.explained)} for one op"
-        axes.text(len(rows) - 0.6, comparison.explained * 1.12, said, ha="right", va="bottom", fontsize=9)
+        axes.axhline(comparison.explained_layers, color=LIMIT, linestyle="--", linewidth=1.4)
+        said = f"{explained_by} explains {number(comparison.explained_layers)}"
+        axes.text(len(rows) - 0.6, comparison.explained_layers * 1.12, said, ha="right", va="bottom", fontsize=9)
         axes.set_yscale("log")
-        top = max([comparison.explained, *(v for v in values if math.isfinite(v))])
+        top = max([comparison.explained_layers, *(v for v in values if math.isfinite(v))])
         axes.set(ylim=(floor, top * 3), xlim=(-0.4, len(rows) - 0.6), ylabel="relative rms, B from A")
         step = max(1, len(rows) // 8)
         names = [visible(row.name).removeprefix("layers.") for row in rows]

@@ -16,6 +16,7 @@ from ..compare import Comparison, Row
 from .words import (
     MEANINGS,
     TAGS,
+    beyond,
     chip_names,
     coarser_format,
     equal_tokens,
@@ -111,17 +112,17 @@ def _rows_table(rows: Sequence[Row], columns: Sequence[str], console: Console) -
 def _layers_table(comparison: Comparison, console: Console) -> Table:
     table = _table("layer", "B from A", "", f"bound of {coarser_format(comparison)}")
     for row in comparison.layers:
-        beyond = not (row.gap is not None and row.gap.value is not None and row.gap.value <= comparison.explained)
+        mark = "beyond" if beyond(row, comparison.explained_layers) else "within"
         table.add_row(Text(visible(row.name)), _cell(row.gap), Text(_bar(row.gap, _full_bar(comparison), console)),
-                      Text("beyond" if beyond else "within"))
+                      Text(mark))
     table.columns[2].justify = "left"
     return table
 
 
 def _full_bar(comparison: Comparison) -> float:
     """What a full bar stands for: the larger of what the format explains and the largest difference."""
-    values = (row.gap.value for row in comparison.layers if row.gap is not None)
-    return max([comparison.explained, *(value for value in values if value is not None and math.isfinite(value))])
+    values = [row.gap.value for row in comparison.layers if row.gap is not None and row.gap.value is not None]
+    return max([comparison.explained_layers, *(value for value in values if math.isfinite(value))])
 
 
 def _bar(quantity: Quantity | None, full: float, console: Console) -> str:

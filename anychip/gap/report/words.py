@@ -155,8 +155,13 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
             _generation(comparison), *_speed(comparison), _memory(comparison)]
 
 
-def _explained(comparison: Comparison) -> str:
-    return f"{coarser_format(comparison)} explains up to {number(comparison.explained)}"
+def beyond(row: Row, bound: float) -> bool:
+    """Tell whether a row's gap is larger than the bound, or unknown."""
+    return not (row.gap is not None and row.gap.value is not None and row.gap.value <= bound)
+
+
+def _explained(comparison: Comparison, bound: float) -> str:
+    return f"{coarser_format(comparison)} explains up to {number(bound)}"
 
 
 def _ops(comparison: Comparison) -> Verdict:
@@ -164,7 +169,7 @@ def _ops(comparison: Comparison) -> Verdict:
         return Verdict(Mark.UNKNOWN, "ops", ("no op was recorded",))
     worst = next((row for row in comparison.ops if row.name not in DISCRETE), comparison.ops[0])
     tail: tuple[str | Quantity, ...] = (f"largest relative rms difference, in {worst.name}: ", _gap(worst),
-                                        f"; {_explained(comparison)}")
+                                        f"; {_explained(comparison, comparison.explained)}")
     if comparison.departs_op is None:
         return Verdict(Mark.SAME, "ops", ("none departs on equal inputs; ", *tail))
     return Verdict(Mark.DIFFERS, "ops", (f"first that departs on equal inputs: {comparison.departs_op}; ", *tail))
@@ -174,11 +179,12 @@ def _layers(comparison: Comparison) -> Verdict:
     if not comparison.layers:
         return Verdict(Mark.UNKNOWN, "layers", ("no layer was recorded",))
     last = comparison.layers[-1]
+    bound = _explained(comparison, comparison.explained_layers)
     tail = (f"after the last one, {last.name}, the streams differ by ", _gap(last), " (relative rms)")
     if comparison.departs_layer is None:
-        return Verdict(Mark.SAME, "layers", (f"none departs: {_explained(comparison)}; ", *tail))
-    return Verdict(Mark.DIFFERS, "layers", (f"first that departs: {comparison.departs_layer}; {_explained(comparison)} "
-                                            "for one op, and layers add up; ", *tail))
+        return Verdict(Mark.SAME, "layers", (f"none departs: {bound}; ", *tail))
+    return Verdict(Mark.DIFFERS, "layers",
+                   (f"first that departs: {comparison.departs_layer}; {bound}; ", *tail))
 
 
 def _model(comparison: Comparison) -> list[Verdict]:
