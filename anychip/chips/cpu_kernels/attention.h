@@ -1,0 +1,256 @@
+// What both directions of attention share. Attention over a window and selected rows, forward and backward. Queries lie in the lanes of vectors: a panel is
+// 8 V queries (heads of one token, or of a few neighbours), [channel][lane]; keys are read as they lie in memory.
+// A panel's keys are one list of row pointers: a union of its tokens' runs, masked by lane, or one token's choice.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "simd.h"
+#include "tile.h"
+
+namespace {
+
+struct Shape {
+    int64_t tokens, heads, channels;
+};
+
+// Which rows each token sees: a run of `count` from `start`, or (rows != null) `width` chosen rows, -1 for none.
+struct Seen {
+    const float* data;
+    const int32_t *start, *count, *rows;
+    int64_t width;
+};
+
+struct Problem {
+    Shape shape;
+    const float* query;
+    Seen window, chosen;
+    const float* sink;
+};
+
+// A panel: lanes are (token, head) pairs of `tokens` tokens from `first`, heads from `head` on.
+struct Panel {
+    int64_t first, tokens, head, heads;
+};
+
+constexpr float MASKED = -INFINITY;
+
+// out[r][lane] = row_r . panel[.][lane] for R rows.
+template <int R, int V>
+INLINE void dots(const float* const* rows, int64_t channels, const float* panel, float* out) {
+    f8 acc[R][V] = {};
+    for (int64_t c = 0; c < channels; c++) {
+        f8 b[V];
+        for (int v = 0; v < V; v++) b[v] = load8(panel + (c * V + v) * 8);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) acc[r][v] += rows[r][c] * b[v];
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store8(out + (r * V + v) * 8, acc[r][v]);
+}
+
+template <int V>
+void all_dots(const float* const* rows, int64_t count, int64_t channels, const float* panel, float* out) {
+    constexpr int R = V == 1 ? 12 : 6;
+    int64_t r = 0;
+    for (; r + R <= count; r += R) dots<R, V>(rows + r, channels, panel, out + r * V * 8);
+    for (; r < count; r++) dots<1, V>(rows + r, channels, panel, out + r * V * 8);
+}
+
+// out[c][lane] (+)= sum over rows of row[c] weight[row][lane], for R channels from c.
+template <int R, int V>
+INLINE void mix(const float* const* rows, int64_t count, int64_t c, const float* weight, float* out, bool add) {
+    f8 acc[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) acc[r][v] = add ? load8(out + ((c + r) * V + v) * 8) : all8(0.0f);
+    for (int64_t k = 0; k < count; k++) {
+        f8 b[V];
+        for (int v = 0; v < V; v++) b[v] = load8(weight + (k * V + v) * 8);
+        const float* row = rows[k] + c;
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) acc[r][v] += row[r] * b[v];
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store8(out + ((c + r) * V + v) * 8, acc[r][v]);
+}
+
+// Rows lie a power of two apart, so only some of them fit the first cache's sets at once: blocks of 32.
+template <int V>
+void mix_all(const float* const* rows, int64_t count, int64_t channels, const float* weight, float* out) {
+    constexpr int R = V == 1 ? 8 : 6;
+    constexpr int64_t BLOCK = 32;
+    if (!count) std::fill(out, out + channels * V * 8, 0.0f);
+    for (int64_t k = 0; k < count; k += BLOCK) {
+        const int64_t n = std::min(BLOCK, count - k);
+        int64_t c = 0;
+        for (; c + R <= channels; c += R) mix<R, V>(rows + k, n, c, weight + k * V * 8, out, k > 0);
+        for (; c + 2 <= channels; c += 2) mix<2, V>(rows + k, n, c, weight + k * V * 8, out, k > 0);
+    }
+}
+
+// What one thread works with; sized once a call.
+template <int V>
+struct Scratch {
+    static constexpr int LANES = 8 * V;
+    std::vector<const float*> rows;
+    std::vector<int64_t> at;  // row number of each key, for the backward's sums
+    std::vector<float> query, out, score, grad, pair, both;
+    int64_t window_rows = 0;
+    f8 low[V], high[V], chosen_low[V], chosen_high[V];  // each lane's seen positions in the lists, as floats
+
+    explicit Scratch(int64_t channels) : query(channels * LANES), out(channels * LANES) {}
+};
+
+// A panel's queries are consecutive rows of [tokens * heads]: some heads of one token, or all of a few.
+INLINE int64_t first_query(const Problem& p, const Panel& panel) { return panel.first * p.shape.heads + panel.head; }
+
+// panel[c][lane] = scale * rows[lane][c]; lanes without a query are zero.
+template <int V>
+void to_panel(const Problem& p, const Panel& panel, const float* from, float scale, float* to) {
+    const int64_t channels = p.shape.channels, lanes = panel.tokens * panel.heads;
+    from += first_query(p, panel) * channels;
+    for (int v = 0; v < V; v++)
+        for (int64_t c = 0; c < channels; c += 8) {
+            f8 block[8];
+            for (int i = 0; i < 8; i++)
+                block[i] = 8 * v + i < lanes ? load8(from + (8 * v + i) * channels + c) * scale : all8(0.0f);
+            transpose8(block);
+            for (int i = 0; i < 8; i++) store8(to + ((c + i) * V + v) * 8, block[i]);
+        }
+}
+
+template <int V>
+void from_panel(const Problem& p, const Panel& panel, const float* from, const f8* scale, float* to) {
+    const int64_t channels = p.shape.channels, lanes = panel.tokens * panel.heads;
+    to += first_query(p, panel) * channels;
+    for (int v = 0; v < V; v++)
+        for (int64_t c = 0; c < channels; c += 8) {
+            f8 block[8];
+            for (int i = 0; i < 8; i++) block[i] = load8(from + ((c + i) * V + v) * 8) * scale[v];
+            transpose8(block);
+            for (int i = 0; i < 8 && 8 * v + i < lanes; i++)
+                store8(to + (8 * v + i) * channels + c, block[i]);
+        }
+}
+
+// Append the rows that a panel's tokens see, and note which of them each lane sees.
+template <int V>
+void list_rows(const Problem& p, const Seen& seen, const Panel& panel, Scratch<V>& s, f8* low, f8* high) {
+    const int64_t base = s.rows.size(), channels = p.shape.channels;
+    for (int v = 0; v < V; v++) low[v] = high[v] = all8(0.0f);
+    if (!seen.data) return;
+    if (seen.rows) {  // one token
+        const int32_t* chosen = seen.rows + panel.first * seen.width;
+        for (int64_t k = 0; k < seen.width; k++)
+            if (chosen[k] >= 0) {
+                s.rows.push_back(seen.data + chosen[k] * channels);
+                s.at.push_back(chosen[k]);
+            }
+        for (int v = 0; v < V; v++) low[v] = all8(base), high[v] = all8(s.rows.size());
+        return;
+    }
+    int64_t from = INT64_MAX, to = 0;
+    for (int64_t t = panel.first; t < panel.first + panel.tokens; t++)
+        if (seen.count[t] > 0) {
+            from = std::min<int64_t>(from, seen.start[t]);
+            to = std::max<int64_t>(to, (int64_t)seen.start[t] + seen.count[t]);
+        }
+    for (int64_t row = from; row < to; row++) {
+        s.rows.push_back(seen.data + row * channels);
+        s.at.push_back(row);
+    }
+    for (int lane = 0; lane < panel.tokens * panel.heads; lane++) {
+        int64_t t = panel.first + lane / panel.heads;
+        if (seen.count[t] <= 0) continue;
+        low[lane / 8][lane % 8] = base + seen.start[t] - from;
+        high[lane / 8][lane % 8] = base + seen.start[t] - from + seen.count[t];
+    }
+}
+
+// Take out the scores of rows in [first, end) that a lane does not see; the rows that all lanes see are passed over.
+template <int V>
+void mask(const Panel& panel, const f8* low, const f8* high, int64_t first, int64_t end, float* score) {
+    int64_t all_from = first, all_to = end;
+    for (int64_t lane = 0; lane < panel.tokens * panel.heads; lane++) {
+        all_from = std::max<int64_t>(all_from, low[lane / 8][lane % 8]);
+        all_to = std::min<int64_t>(all_to, high[lane / 8][lane % 8]);
+    }
+    for (int64_t k = first; k < end; k++) {
+        if (k == all_from && all_to > k) k = all_to;
+        if (k >= end) break;
+        for (int v = 0; v < V; v++) {
+            f8 at = all8((float)k), x = load8(score + (k * V + v) * 8);
+            x = at < low[v] ? all8(MASKED) : x;
+            store8(score + (k * V + v) * 8, at < high[v] ? x : all8(MASKED));
+        }
+    }
+}
+
+// Keys of a panel, their scores, and the mask of rows that a lane does not see.
+template <int V>
+void score(const Problem& p, const Panel& panel, Scratch<V>& s) {
+    s.rows.clear();
+    s.at.clear();
+    list_rows<V>(p, p.window, panel, s, s.low, s.high);
+    s.window_rows = s.rows.size();
+    list_rows<V>(p, p.chosen, panel, s, s.chosen_low, s.chosen_high);
+    const int64_t count = s.rows.size();
+    if ((int64_t)s.score.size() < count * s.LANES) s.score.resize(count * s.LANES);
+    to_panel<V>(p, panel, p.query, 1.0f / std::sqrt((float)p.shape.channels), s.query.data());
+    all_dots<V>(s.rows.data(), count, p.shape.channels, s.query.data(), s.score.data());
+    if (panel.tokens == 1) return;  // every listed row is seen by every lane
+    mask<V>(panel, s.low, s.high, 0, s.window_rows, s.score.data());
+    mask<V>(panel, s.chosen_low, s.chosen_high, s.window_rows, count, s.score.data());
+}
+
+// Ask for a later panel's query-sized rows while this one is worked on.
+INLINE void prefetch(const Problem& p, const Panel& panel, const float* data) {
+    const char* from = reinterpret_cast<const char*>(data + first_query(p, panel) * p.shape.channels);
+    const int64_t bytes = panel.tokens * panel.heads * p.shape.channels * sizeof(float);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+}
+
+int64_t union_rows(const Seen& seen, int64_t first, int64_t tokens, int64_t* longest) {
+    if (!seen.data || seen.rows) return 0;
+    int64_t from = INT64_MAX, to = 0;
+    for (int64_t t = first; t < first + tokens; t++)
+        if (seen.count[t] > 0) {
+            from = std::min<int64_t>(from, seen.start[t]);
+            to = std::max<int64_t>(to, (int64_t)seen.start[t] + seen.count[t]);
+            *longest = std::max<int64_t>(*longest, seen.count[t]);
+        }
+    return std::max<int64_t>(to - from, 0);
+}
+
+// Neighbouring tokens share a panel where their heads fit its lanes and their rows nearly coincide.
+template <int V>
+std::vector<Panel> panels_of(const Problem& p, int64_t first, int64_t end) {
+    constexpr int64_t L = 8 * V;
+    const int64_t heads = p.shape.heads;
+    std::vector<Panel> panels;
+    for (int64_t t = first; t < end;) {
+        int64_t group = p.chosen.rows || heads > L ? 1 : std::min(L / heads, end - t);
+        while (group > 1) {
+            int64_t longest = 0, together = union_rows(p.window, t, group, &longest) + union_rows(p.chosen, t, group, &longest);
+            if (together <= 2 * longest + 16) break;
+            group--;
+        }
+        for (int64_t h = 0; h < heads; h += L) panels.push_back({t, group, h, std::min(L, heads - h)});
+        t += group;
+    }
+    return panels;
+}
+
+Problem problem(int64_t tokens, int64_t heads, int64_t channels, const float* query, const float* window,
+                const int32_t* start, const int32_t* count, const float* chosen, const int32_t* chosen_start,
+                const int32_t* chosen_count, const int32_t* rows, int64_t width, const float* sink) {
+    return {{tokens, heads, channels}, query, {window, start, count, nullptr, 0},
+            {chosen, chosen_start, chosen_count, rows, width}, sink};
+}
+
+// One vector of lanes suffices where a token's own heads fill at most eight and its rows are its own.
+bool narrow(const Problem& p) { return p.shape.heads <= 8 && (p.chosen.rows || p.shape.tokens == 1); }
+
+}  // namespace
