@@ -89,7 +89,7 @@ def test_a_missing_compiler_is_installed_the_way_of_the_distribution(distributio
     found = findings(**{**LAPTOP, "compilers": {}, "distribution": distribution})["C++ compiler"]
     assert found.status == "missing" and found.command.startswith(command)
     assert findings(**{**LAPTOP, "compilers": {"g++": "7.5.0"}})["C++ compiler"].status == "wrong"
-    assert findings(**{**LAPTOP, "compilers": {"clang++": "17.0.6"}})["C++ compiler"].status == "ok"
+    assert findings(**{**LAPTOP, "compilers": {"clang++": "17.0.6"}})["C++ compiler"].status == "wrong"
 
 
 def test_cuda_torch_with_an_old_driver_gets_a_wheel_that_the_driver_runs() -> None:
