@@ -67,7 +67,7 @@ def test_every_problem_has_exactly_one_command_and_ok_has_none() -> None:
 def test_no_torch_on_a_machine_without_accelerator_installs_the_cpu_build() -> None:
     found = findings(**{**LAPTOP, "packages": {}})
     assert found["torch"].status == "missing"
-    assert found["torch"].command == f"pip install 'torch>=2.6' --index-url {CPU_WHEELS}"
+    assert found["torch"].command == f"pip install 'torch>=2.7' --index-url {CPU_WHEELS}"
     assert found["transformers"].status == "warn"
 
 
@@ -204,7 +204,7 @@ def test_triton_ascend_for_another_cann_or_python_is_wrong() -> None:
 def test_rows_are_text_for_a_table_or_json() -> None:
     rows = to_rows(examine(Probe(**LAPTOP)))
     assert all(len(row) == 5 and all(isinstance(cell, str) for cell in row) for row in rows)
-    assert ("torch", "2.13.0+cpu (no CUDA)", ">=2.6", "ok", "") in rows
+    assert ("torch", "2.13.0+cpu (no CUDA)", ">=2.7", "ok", "") in rows
 
 
 def test_the_table_has_a_source_for_every_part_and_no_row_twice() -> None:
