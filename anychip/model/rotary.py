@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from ..config import ModelConfig, YarnScaling
 
 
+@functools.lru_cache(maxsize=32)
 def inverse_frequencies(config: ModelConfig, ratio: int) -> Tensor:
-    """Return radians per token for each of the qk_rope_head_dim/2 pairs, fp32.
+    """Return radians per token for each of the qk_rope_head_dim/2 pairs, fp32; kept, for every pass needs them.
 
     Layers with ratio 0 use rope_theta as it is; CSA and HCA layers use compress_rope_theta with YaRN.
     """
