@@ -38,7 +38,7 @@ class Comparison:
 
     `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
     whose difference is larger than the coarser chip's number format explains: `explained` for one op on equal
-    inputs; `explained_layers`, sqrt(2 layers) times that, for a whole run (two sub-layers a layer, errors independent).
+    inputs; `explained_layers`, sqrt(op calls) times that, for a whole run (each call's error independent).
     `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
     `costliest_decode` those of a decode step at the longest context; `limits` say whose limits times them.
     """
@@ -73,7 +73,7 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
     explained = max(EXPLAINED[bundle.about["precision"]] for bundle in (a, b))
     numerics = _coarser(a, b, "numerics")
     calls, departs_op = _ops(a, b, explained, numerics)
-    explained_layers = explained * (2 * max(len(a.tables["layers"]) - 1, 1)) ** 0.5
+    explained_layers = explained * len(a.tables["ops"]) ** 0.5
     layers, departs_layer = _layers(a, b, explained_layers, numerics)
     model, kl = _model(a, b, numerics)
     losses = tuple([row["loss"] for row in bundle.tables["training"]] for bundle in (a, b))

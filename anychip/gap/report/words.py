@@ -144,7 +144,7 @@ def headline(comparison: Comparison) -> str:
     if comparison.departs_op is not None:
         return f"First op that departs: {comparison.departs_op}"
     if comparison.departs_layer is not None:
-        return (f"Every op is within what {name} explains; layers drift beyond one op's share from "
+        return (f"Every op is within what {name} explains; layers drift further than independent errors would, from "
                 f"{comparison.departs_layer} on")
     return f"No op and no layer departs beyond what {name} explains"
 
