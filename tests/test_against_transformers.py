@@ -16,7 +16,7 @@ LENGTHS = [1, 3, 4, 5, 127, 128, 129, 255, 256, 257, 1000, 3000]  # sparse beyon
 def pair(request):
     ops = open_chip("cpu").ops()
     if request.param == "trained":
-        from anychip.serve import open_model
+        from anychip.serve.models import open_model
 
         model, _ = open_model("nano", open_chip("cpu"))
     else:
