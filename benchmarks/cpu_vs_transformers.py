@@ -69,13 +69,13 @@ def prefill(ours: Ours, peer: Peer, found: Samples, lengths: list[int], rounds: 
 
 def decode(ours: Ours, peer: Peer, found: Samples) -> None:
     """Interleave decode runs, ms a token; 64K is ours alone."""
-    for _ in range(3):
+    for _ in range(ROUNDS):
         for side in (ours, peer):
-            steps = 40 if side is ours else 8
+            steps = 60 if side is ours else 8
             found["decode_1024", side.name].append(1e3 * statistics.median(side.decode(1024, steps)[2:]))
     for context in (4096, 16384, 65536):
-        found[f"decode_{context}", ours.name].append(1e3 * statistics.median(ours.decode(context, 40)[2:]))
-        found["decode_1024", ours.name].append(1e3 * statistics.median(ours.decode(1024, 40)[2:]))
+        found[f"decode_{context}", ours.name].append(1e3 * statistics.median(ours.decode(context, 60)[2:]))
+        found["decode_1024", ours.name].append(1e3 * statistics.median(ours.decode(1024, 60)[2:]))
 
 
 def peak_memory_gib() -> float:
@@ -171,14 +171,14 @@ def beside_llama_cpp(ours: Ours, found: Samples) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tiny.gguf")
         export_gguf(path, ours.config, ours.model.state_dict().items())
-        for _ in range(2):
+        for _ in range(3):
             theirs = speed(path, LLAMA_CONTEXTS)
             for context in LLAMA_CONTEXTS:
                 found[f"prefill_{context}", "llama.cpp"].append(theirs.prefill_tokens_per_s[context])
                 found[f"decode_{context}", "llama.cpp"].append(statistics.median(theirs.decode_ms[context]))
                 ids = random_ids(ours.config, context)
                 found[f"prefill_{context}", ours.name].append(context / ours.prefill(ids))
-                found[f"decode_{context}", ours.name].append(1e3 * statistics.median(ours.decode(context, 40)[2:]))
+                found[f"decode_{context}", ours.name].append(1e3 * statistics.median(ours.decode(context, 60)[2:]))
 
 
 if __name__ == "__main__":

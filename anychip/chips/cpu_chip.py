@@ -27,7 +27,7 @@ def open_cpu(*, reference: bool) -> Chip:
 
         ops = CpuOps()
     name = "cpu:reference" if reference else "cpu"
-    description = f"{processor_name()}, {torch.get_num_threads()} threads, fp32"
+    description = f"{processor_name()}, {torch.get_num_threads()} thread(s), fp32"
     return CpuChip(name, torch.device("cpu"), "fp32", Kind.MEASURED, Kind.MEASURED, description, None, ops)
 
 

@@ -165,7 +165,8 @@ def mean_interval(values: Tensor, unit: str, kind: Kind) -> Quantity:
     if n < 2:
         return Quantity(mean, unit, kind)
     half = float(stats.t.ppf(0.975, n - 1) * values.std() / n**0.5)
-    return Quantity(mean, unit, kind, mean - half, mean + half)
+    low = mean - half if values.min() < 0 else max(mean - half, 0.0)  # what is never negative has no negative mean
+    return Quantity(mean, unit, kind, low, mean + half)
 
 
 def _generation(a: Bundle, b: Bundle) -> list[dict[str, Any]]:
