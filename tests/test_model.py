@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import nano, random_ids, vivid_model
 
+from anychip.chips import open_chip
 from anychip.config import load_config
 from anychip.errors import InputError
 from anychip.model import Layout, State, count_parameters
@@ -74,9 +75,19 @@ def test_a_later_token_never_changes_an_earlier_one(model, whole):
     assert (changed[400:] - whole[400:]).abs().max() > 0.1 * whole.abs().max()
 
 
-def test_state_holds_exactly_the_bytes_it_states(model):
-    state = State(model.config, 1000, chunk=64)
-    assert state.nbytes() == sum(t.numel() * t.element_size() for t in state._tensors.values()) > 0
+@pytest.mark.parametrize(("preset", "bytes_per_token"), [("v4-flash", 6880), ("v4-pro", 9848)])
+def test_the_cache_grows_by_the_published_bf16_bytes_a_token(preset, bytes_per_token):
+    short, long = (State(load_config(preset), tokens, chunk=1, device="meta", dtype=torch.bfloat16).nbytes()
+                   for tokens in (1 << 10, 1 << 20))
+    assert (long - short) / ((1 << 20) - (1 << 10)) == bytes_per_token
+
+
+def test_a_pass_in_inference_mode_does_not_spoil_later_training():
+    model, ids = vivid_model(nano(), open_chip("cpu").ops()), random_ids(40)
+    with torch.inference_mode():
+        model(ids, Layout.whole([40]))
+    model(ids, Layout.whole([40])).hidden_Td.sum().backward()
+    assert model.layers[0].attn.wkv.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("preset", "total", "active"),

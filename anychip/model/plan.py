@@ -46,7 +46,8 @@ class Plan:
     def layer(self, ratio: int) -> LayerPlan:
         """Return the plan of layers with this compress ratio (0, 4 or 128)."""
         if ratio not in self._layers:
-            self._layers[ratio] = self._make(ratio)
+            with torch.inference_mode(torch.is_inference_mode_enabled() and self.state is not None):
+                self._layers[ratio] = self._make(ratio)  # a kept plan may serve training later: ordinary tensors
         return self._layers[ratio]
 
     @cached_property
