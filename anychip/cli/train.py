@@ -46,7 +46,8 @@ def train(
         ids = encode_documents(words, _documents(text))
     run = Run(config, words, TokenBatches(ids, batch, length, seed), settings)
     checkpoint, last = _train(run, device, out, save_every)
-    summary: dict[str, Any] = {"checkpoint": str(checkpoint), "chip": chip, "steps": steps, "loss": last}
+    summary: dict[str, Any] = {"checkpoint": str(checkpoint), "chip": chip, "kind": device.numerics.value,
+                               "steps": steps, "loss": last}
     if text is None:
         with working("validating"):
             summary |= _validation(run, device, checkpoint)
@@ -68,7 +69,7 @@ def _train(run: Run, chip: Chip, out: Path, save_every: int) -> tuple[Path, floa
 
     with progress_bar("training", run.settings.steps) as advance:
         def report(result: StepResult) -> None:
-            note = f"loss {result.loss:.3f}, {result.tokens / result.time_s:,.0f} tokens/s"
+            note = f"loss {result.loss:.3f}, {result.tokens / result.time_s:,.0f} tokens/s of this machine"
             advance(result.step + 1, run.settings.steps, note)
 
         checkpoint = take_steps(run, chip, out, save_every=save_every, report=report)
@@ -92,9 +93,10 @@ def _validation(run: Run, chip: Chip, checkpoint: Path) -> dict[str, float]:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    typer.echo(f"trained {summary['steps']} steps; the last loss is {summary['loss']:.3f} nats a token")
+    typer.echo(f"trained {summary['steps']} steps; the last loss is {summary['loss']:.3f} nats a token "
+               f"({summary['kind']})")
     if "validation_nats_per_token" in summary:
         typer.echo(f"on held-out text: {summary['validation_nats_per_token']:.3f} nats a token "
                    f"({summary['validation_nats_per_byte']:.3f} a byte); token frequencies alone: "
-                   f"{summary['unigram_nats_per_token']:.3f}")
+                   f"{summary['unigram_nats_per_token']:.3f} ({summary['kind']})")
     typer.echo(f"checkpoint: {summary['checkpoint']}")
