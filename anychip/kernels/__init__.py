@@ -1,0 +1,1 @@
+"""The suite of kernels in Triton: one source for NVIDIA and Ascend, and the seam's ops on top of them."""
