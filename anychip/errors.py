@@ -30,6 +30,10 @@ class InputError(AnychipError):
     """A prompt, file, path or argument that cannot be used."""
 
 
+class KernelError(AnychipError):
+    """A kernel that does not compile for a chip, or that cannot be run as it was asked."""
+
+
 class BundleError(AnychipError):
     """A gap bundle that is corrupt, foreign, or does not match its partner."""
 
