@@ -1,4 +1,4 @@
-"""Chips by name: `cpu`, `cuda`, `npu`, and virtual ones such as `virtual:ascend910b`."""
+"""Chips by name: `cpu`, `cuda`, `npu`, virtual ones such as `virtual:ascend910b`, patched ones (`patched:FILE.py`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from ..record import Kind
 from .base import Chip, ChipStatus
 from .cpu_chip import CpuChip, open_cpu
 from .facts import chip_aliases, known_chips, load_facts
+from .patched import open_fault, open_patched
 from .torch_device import missing, open_device
 from .virtual import open_virtual
 
@@ -18,16 +19,22 @@ def open_chip(name: str) -> Chip:
 
     Raises ChipError for an unknown or unavailable chip, NotSupported for a precision that it lacks.
     """
-    family, _, target = name.strip().lower().partition(":")
+    given, _, path = name.strip().partition(":")
+    family, target = given.lower(), path.lower()
     if family == "cpu" and target in ("", "reference"):
         return open_cpu(reference=target == "reference")
     if family in ("cuda", "npu") and not target:
         return open_device(family)
     if family == "virtual" and target:
         return open_virtual(target, open_cpu(reference=False).ops())
+    if family == "fault" and target:
+        return open_fault(target, open_cpu(reference=False))
+    if family == "patched" and path:
+        return open_patched(path, open_cpu(reference=False))
     names = known_names()
     raise ChipError(f"there is no chip {name!r}.{nearest(name, names)} Chips: {', '.join(names)}; "
-                    "virtual ones take @precision, for example virtual:h100@fp8")
+                    "virtual ones take @precision, for example virtual:h100@fp8; patched:FILE.py is the "
+                    "cpu with a module's ops, fault:NAME the cpu with a planted fault")
 
 
 def known_names() -> list[str]:

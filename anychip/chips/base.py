@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ChipError
+from ..model import Transformer
 from ..ops import Ops
 from ..record import Event, Kind
 from .facts import ChipFacts
@@ -34,6 +35,9 @@ class Chip:
     def ops(self) -> Ops:
         """Return the chip's ops."""
         raise NotImplementedError
+
+    def prepare(self, model: Transformer) -> None:
+        """Change a built and loaded model in place where this chip must; most chips leave it as it is."""
 
     def synchronize(self) -> None:
         """Wait until the device has done all that it was given."""

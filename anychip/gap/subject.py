@@ -49,6 +49,7 @@ class Subject:
             model.load_state_dict(self.weights)
         else:
             initialize(model, self.settings.seed)
+        chip.prepare(model)
         return model.to(chip.device)
 
     def probe(self) -> Tensor:

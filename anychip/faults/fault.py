@@ -1,0 +1,66 @@
+"""What a planted fault is: one mistake of a port, as a patch of an op or of the model around the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..model import Transformer
+from ..ops import COSTS, Ops
+
+OpsPatch = Callable[[Ops], Callable[..., Any]]  # the chip's own ops -> the faulty function
+ModelPatch = Callable[[Transformer], None]  # changes a built and loaded model in place
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One realistic mistake of a port.
+
+    `part` is what a verdict must name: an op of the seam, or a part of the model between ops (`parts.PARTS`).
+    `text` says what the port does wrong; `resembles` names public bugs of the kind, where one is known.
+    """
+
+    name: str
+    part: str
+    text: str
+    resembles: str = ""
+    op: OpsPatch | None = None
+    model: ModelPatch | None = None
+
+    def ops(self, inner: Ops) -> Ops:
+        """Return the chip's ops with this fault in them, one by one: a coarse op would pass a faulty model by."""
+        return PatchedOps(inner, {} if self.op is None else {self.part: self.op(inner)})
+
+    def prepare(self, model: Transformer) -> None:
+        """Plant the fault in a built and loaded model."""
+        if self.model is not None:
+            self.model(model)
+
+
+class PatchedOps(Ops):
+    """`inner`'s ops with some of them replaced; the coarse block op is off, since it would pass the others by."""
+
+    def __init__(self, inner: Ops, replaced: dict[str, Callable[..., Any]]) -> None:
+        self._inner, self._replaced = inner, replaced
+        for name in COSTS:
+            setattr(self, name, replaced.get(name) or getattr(inner, name))
+
+    def at(self, layer: str) -> Ops:
+        return PatchedOps(self._inner.at(layer), self._replaced)
+
+
+def op_fault(op: str, text: str, resembles: str = "") -> Callable[[OpsPatch], Fault]:
+    """Make a Fault of a function that takes the chip's ops and returns the faulty op."""
+    return lambda patch: Fault(_name(patch), op, text, resembles, op=patch)
+
+
+def model_fault(part: str, text: str, resembles: str = "") -> Callable[[ModelPatch], Fault]:
+    """Make a Fault of a function that changes a model in place."""
+    return lambda patch: Fault(_name(patch), part, text, resembles, model=patch)
+
+
+def _name(patch: Callable[..., Any]) -> str:
+    name: str = patch.func.__name__ if isinstance(patch, partial) else patch.__name__
+    return name.replace("_", "-")
