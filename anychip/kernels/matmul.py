@@ -1,0 +1,213 @@
+"""Matrix products on the matrix unit: the dense map, the block-diagonal map, and their gradients.
+
+One persistent kernel serves all: each program walks over output tiles, so that a chip's cores stay busy whatever
+the shape. Shape suffixes: B independent products, M, N, K rows, columns and depth of one; T tokens, I input
+width, O output width, G groups, P = G*O.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .example import Launch, example
+from .launch import Family, Launcher
+
+# Rows, columns and depth of a tile. Ascend: two operand tiles twice over in L1 (512 KB), one result tile in
+# L0C (128 KB); a depth of 256 two-byte elements makes DMA rows of 512 bytes, below which 910B's reads slow down.
+_ASCEND_TILES = ((128, 256, 256), (128, 128, 256), (64, 256, 256), (64, 128, 256), (32, 128, 256), (16, 128, 256))
+_CUDA_TILES = ((128, 128, 64), (64, 128, 64), (32, 128, 64), (16, 128, 64))
+_READ_BYTES_PER_CYCLE, _MACS_PER_CYCLE = 78.0, 4096.0  # 910B: GM to L1, and bf16 products of one cube core
+
+
+def choose_tile(family: Family, cores: int, shape: tuple[int, int, int], bytes_each: int) -> tuple[int, int, int]:
+    """Return the tile (rows, columns, depth) for `shape` = (products, rows, columns) on so many cores.
+
+    The least of: turns that each core takes, times what a tile costs a step of depth (read or multiplied).
+    """
+    batch, rows, columns = shape
+
+    def cost(tile: tuple[int, int, int]) -> float:
+        turns = -(-batch * (-(-rows // tile[0])) * (-(-columns // tile[1])) // cores)
+        read = (tile[0] + tile[1]) * bytes_each / _READ_BYTES_PER_CYCLE
+        return turns * max(read, tile[0] * tile[1] * (bytes_each / 2) / _MACS_PER_CYCLE)
+
+    m, n, k = min(_ASCEND_TILES if family == "ascend" else _CUDA_TILES, key=cost)
+    return m, n, k * 2 // bytes_each
+
+
+def plan_product(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, int, int]) -> tuple[
+        dict[str, Tensor | int | float], dict[str, Any]]:
+    """Return args and constants of `matmul` for `out[i] = op(a[i]) @ op(b[i])` on 3-d views of column stride 1.
+
+    form: "nt" a [B, M, K], b [B, N, K]; "nn" b [B, K, N]; "tn" a [B, K, M], b [B, K, N]. `out` is [B, M, N].
+    A view is contiguous, or becomes so when its first two dimensions are swapped.
+    """
+    _, rows, columns = out.shape
+    named = {"a": a, "b": b, "out": out}
+    args: dict[str, Tensor | int | float] = {name: _whole(t) for name, t in named.items()}
+    args |= {"rows": rows, "columns": columns, "depth": a.shape[1] if form == "tn" else a.shape[2]}
+    args |= {f"{name}_row": t.stride(1) for name, t in named.items()}
+    args |= {f"{name}_batch": t.stride(0) for name, t in named.items()}
+    block_m, block_n, block_k = tile
+    return args, {"A_TURNED": form == "tn", "B_TURNED": form == "nt", "BLOCK_M": block_m, "BLOCK_N": block_n,
+                  "BLOCK_K": block_k, "GROUP": 4}
+
+
+def product(launch: Launcher, a: Tensor, b: Tensor, out: Tensor, form: str) -> Tensor:
+    """Fill and return `out` [B, M, N]; see `plan_product`. Accumulates in fp32, rounds to `out`'s dtype."""
+    batch, rows, columns = out.shape
+    tile = choose_tile(launch.family, launch.num_cube, (batch, rows, columns), a.element_size())
+    args, constants = plan_product(a, b, out, form, tile)
+    tiles = triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
+    programs = max(1, min(tiles, -(-launch.num_cube // max(batch, 1))))
+    launch(matmul, (programs if tiles else 0, batch), args, constants, warps=8 if tile[0] >= 128 else 4, stages=3)
+    return out
+
+
+def linear(launch: Launcher, x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`ops.linear` by the kernel: `x @ weight.T` [..., O], differentiable in both."""
+    flat = x_TI.reshape(1, -1, x_TI.shape[-1])
+    out: Tensor = _Product.apply(launch, flat, weight_OI[None])
+    return out.view(*x_TI.shape[:-1], weight_OI.shape[0])
+
+
+def grouped_linear(launch: Launcher, x_TGI: Tensor, weight_PI: Tensor) -> Tensor:
+    """`ops.grouped_linear` by the kernel: [T, G*O], differentiable in both."""
+    tokens, groups, width = x_TGI.shape
+    out: Tensor = _Product.apply(launch, x_TGI.contiguous().transpose(0, 1), weight_PI.view(groups, -1, width))
+    return out.transpose(0, 1).reshape(tokens, -1)
+
+
+class _Product(torch.autograd.Function):
+    """x [B, T, I] and weight [B, O, I] -> [B, T, O], laid out as x is."""
+
+    @staticmethod
+    def forward(ctx: Any, launch: Launcher, x: Tensor, weight: Tensor) -> Tensor:
+        x, weight = _regular(x), _regular(weight)
+        ctx.launch = launch
+        ctx.save_for_backward(x, weight)
+        return product(launch, x, weight, _like(x, weight.shape[1]), "nt")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = _regular(grads[0])
+        _, into_x, into_weight = ctx.needs_input_grad
+        x_grad = product(ctx.launch, grad, weight, torch.empty_like(x), "nn") if into_x else None
+        weight_grad = product(ctx.launch, grad, x, torch.empty_like(weight), "tn") if into_weight else None
+        return None, x_grad, weight_grad
+
+
+def _like(x: Tensor, columns: int) -> Tensor:
+    """A new [B, T, columns] in x's dtype whose rows lie in memory in the order of x's rows."""
+    batch, rows, _ = x.shape
+    if x.is_contiguous():
+        return x.new_empty(batch, rows, columns)
+    return x.new_empty(rows, batch, columns).transpose(0, 1)
+
+
+def _regular(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() or x.transpose(0, 1).is_contiguous() else x.contiguous()
+
+
+def _whole(x: Tensor) -> Tensor:
+    """The contiguous tensor that a view with its first two dimensions swapped lies in."""
+    return x if x.is_contiguous() else x.transpose(0, 1)
+
+
+def _operands(seed: int, form: str, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns, depth = shape
+    generator = torch.Generator().manual_seed(seed)
+    left = (1, depth, rows) if form == "tn" else (1, rows, depth)
+    right = (1, columns, depth) if form == "nt" else (1, depth, columns)
+    a, b = (torch.randn(size, generator=generator).to(dtype) for size in (left, right))
+    return a, b, torch.full((1, rows, columns), 7.0, dtype=dtype)
+
+
+def _dense_inputs(seed: int) -> Launch:
+    """An odd number of tokens, a width that fills no tile, one row of huge values and one of tiny ones."""
+    a, b, out = _operands(seed, "nt", (77, 200, 328), torch.bfloat16)
+    a[0, 3] *= 2.0**40
+    a[0, 5] *= 2.0**-40
+    return Launch(*_started(a, b, out, "nt", (64, 128, 128), 3))
+
+
+def _input_grad_inputs(seed: int) -> Launch:
+    return Launch(*_started(*_operands(seed, "nn", (33, 136, 72), torch.float16), "nn", (64, 128, 64), 2))
+
+
+def _weight_grad_inputs(seed: int) -> Launch:
+    return Launch(*_started(*_operands(seed, "tn", (120, 72, 45), torch.float32), "tn", (64, 64, 64), 3))
+
+
+def _groups_inputs(seed: int) -> Launch:
+    """Three groups whose rows lie interleaved in memory, as the output projection has them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(19, 3, 72, generator=generator).bfloat16()
+    weight = torch.randn(3, 40, 72, generator=generator).bfloat16()
+    out = torch.zeros(19, 3, 40, dtype=torch.bfloat16)
+    return Launch(*_started(x.transpose(0, 1), weight, out.transpose(0, 1), "nt", (32, 64, 64), 1))
+
+
+def _started(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, int, int], programs: int) -> tuple[
+        dict[str, Any], tuple[int, int], dict[str, Any], tuple[str]]:
+    args, constants = plan_product(a, b, out, form, tile)
+    return args, (programs, out.shape[0]), constants, ("out",)
+
+
+def _product_reference(args: dict[str, Any]) -> dict[str, Tensor]:
+    a = args["a"].transpose(1, 2) if args["A_TURNED"] else args["a"]
+    return {"out": a @ (args["b"].transpose(1, 2) if args["B_TURNED"] else args["b"])}
+
+
+def _groups_reference(args: dict[str, Any]) -> dict[str, Tensor]:
+    return {"out": torch.einsum("tgi,goi->tgo", args["a"], args["b"])}
+
+
+@example(_groups_inputs, _groups_reference)
+@example(_weight_grad_inputs, _product_reference)
+@example(_input_grad_inputs, _product_reference)
+@example(_dense_inputs, _product_reference)
+@triton.jit
+def matmul(
+    a, b, out, rows, columns, depth, a_row, b_row, out_row, a_batch, b_batch, out_batch,
+    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):
+    """out[i] = op(a[i]) @ op(b[i]), fp32 inside; `_row` and `_batch` are strides in elements."""
+    batch = tl.program_id(1).to(tl.int64)
+    a += batch * a_batch
+    b += batch * b_batch
+    out += batch * out_batch
+    tiles_m = tl.cdiv(rows, BLOCK_M)
+    tiles_n = tl.cdiv(columns, BLOCK_N)
+    for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
+        # GROUP rows of tiles are finished column by column: what lies in the shared cache is used again soon.
+        first = tile // (GROUP * tiles_n) * GROUP
+        height = tl.minimum(tiles_m - first, GROUP)
+        within = tile % (GROUP * tiles_n)
+        m = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+        n = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for start in range(0, depth, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            if A_TURNED:
+                at = a + k[:, None] * a_row + m[None, :]
+                left = tl.trans(tl.load(at, mask=(k[:, None] < depth) & (m[None, :] < rows), other=0.0))
+            else:
+                at = a + m[:, None] * a_row + k[None, :]
+                left = tl.load(at, mask=(m[:, None] < rows) & (k[None, :] < depth), other=0.0)
+            if B_TURNED:
+                at = b + n[:, None] * b_row + k[None, :]
+                right = tl.trans(tl.load(at, mask=(n[:, None] < columns) & (k[None, :] < depth), other=0.0))
+            else:
+                at = b + k[:, None] * b_row + n[None, :]
+                right = tl.load(at, mask=(k[:, None] < depth) & (n[None, :] < columns), other=0.0)
+            total = tl.dot(left, right, total, input_precision="ieee")
+        at = out + m[:, None] * out_row + n[None, :]
+        tl.store(at, total.to(out.dtype.element_ty), mask=(m[:, None] < rows) & (n[None, :] < columns))
