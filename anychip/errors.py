@@ -31,7 +31,16 @@ class InputError(AnychipError):
 
 
 class KernelError(AnychipError):
-    """A kernel that does not compile for a chip, or that cannot be run as it was asked."""
+    """A kernel that does not compile for a chip, or that cannot be run as it was asked.
+
+    kind: `source` (the Triton code), `memory` (on-chip memory is too small), `unsupported` (the compiler cannot do
+    it), `crash` (the compiler fell over), `timeout`, or `other`. place: `file.py:line` where it is known.
+    """
+
+    def __init__(self, message: str, *, kind: str = "other", place: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.place = place
 
 
 class BundleError(AnychipError):
