@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from types import ModuleType
 from typing import Any
 
 from ..errors import KernelError
@@ -21,7 +22,7 @@ ASSERTION = re.compile(r"(\w+\.(?:cpp|h|td|inc)):(\d+):.*?Assertion [`'](.*?)' f
 NOISE = ("hivmc", "Failed to run BiSheng", "warning: linalg.yield", "note: see current operation")
 # Known failures: words of the compiler, and what to write instead.
 REMEDIES = (
-    ("deinterleave offset", "a constant is added to the pointer of a stride-2 access; pass the constant offset as a "
+    ("InterleaveOptimization", "a constant is added to the pointer of a stride-2 access; pass the constant offset as a "
                             "run-time int argument, or load the contiguous tile and tl.split(tl.reshape(...)) it"),
     ("failed to legalize operation 'linalg.reduce'", "reductions that return indices (tl.argmax, tl.max(..., "
      "return_indices=True)) do not compile here; write tl.min(tl.where(x == tl.max(x, 0), index, BIG), 0)"),
@@ -72,14 +73,18 @@ def from_bishengir(output: Output, name: str, target: Target, constants: dict[st
 
 
 def functions(fn: Any) -> list[Any]:
-    """Return a `@triton.jit` function and all those that it can reach through its globals."""
+    """Return a `@triton.jit` function and all those that it names, itself or through a module."""
     found: dict[int, Any] = {}
 
     def visit(value: Any) -> None:
         if type(value).__name__ == "JITFunction" and id(value) not in found:
             found[id(value)] = value
-            for name in value.fn.__code__.co_names:
-                visit(value.fn.__globals__.get(name))
+            names, known = value.fn.__code__.co_names, value.fn.__globals__
+            for used in (known.get(name) for name in names):
+                visit(used)
+                if isinstance(used, ModuleType):
+                    for name in names:
+                        visit(getattr(used, name, None))
 
     visit(fn)
     return list(found.values())

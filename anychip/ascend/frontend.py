@@ -19,10 +19,11 @@ def content(fn: Any) -> str:
     that Triton's interpreter holds.
     """
     _check_compilable(fn)
-    key = fn.cache_key  # walks the callees, and collects the globals that they read
-    used = sorted((name, repr(value)) for (name, _), (value, _) in fn.used_global_vals.items())
-    places = [str(definition(callee)) for callee in functions(fn)]
-    return "\n".join([fn.src, key, str(used), *places])
+    parts = []
+    for function in functions(fn):
+        parts += [function.cache_key, str(definition(function))]  # cache_key collects the globals that it reads
+        parts += sorted(f"{name}={value!r}" for (name, _), (value, _) in function.used_global_vals.items())
+    return "\n".join(parts)
 
 
 def check_arguments(fn: Any, signature: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
