@@ -60,20 +60,16 @@ class Order {
   Stamp base() const { return base_; }
   const VectorClock& clock(int me) const { return clock_[me]; }
 
-  // Returns how many sets of this event stand unanswered, this one included.
-  std::size_t set_flag(const Step& step) {
-    auto& queue = flags_[key(step)];
-    queue.push_back({reached(step.core, step.pipe), step.instruction});
-    return queue.size();
+  // The machine reports unmatched flags; here a second set changes nothing, and a wait for nothing does not come.
+  void set_flag(const Step& step) {
+    flags_.try_emplace(key(step), reached(step.core, step.pipe));
   }
 
-  // Returns false where nothing has set the event.
-  bool wait_flag(const Step& step) {
+  void wait_flag(const Step& step) {
     auto found = flags_.find(key(step));
-    if (found == flags_.end() || found->second.empty()) return false;
-    arrive(step.core, step.peer, found->second.front().clock);
-    found->second.erase(found->second.begin());
-    return true;
+    if (found == flags_.end()) return;
+    arrive(step.core, step.peer, found->second);
+    flags_.erase(found);
   }
 
   void barrier(const Step& step) {
@@ -89,56 +85,22 @@ class Order {
   }
 
   void sync_set(const Step& step) {
-    signals_[step.core * 1024 + step.event].sent.push_back({reached(step.core, step.pipe), step.instruction});
+    signals_[step.core * 1024 + step.event].sent.push_back(reached(step.core, step.pipe));
   }
 
-  // The cube core waits for both vector cores, a vector core for the cube core. Returns false where one has not set.
-  bool sync_wait(const Step& step, const bool* has_core) {
+  // The cube core waits for both vector cores, a vector core for the cube core.
+  void sync_wait(const Step& step) {
     const int first = step.core == 0 ? 1 : 0, last = step.core == 0 ? 2 : 0;
-    bool complete = true;
     for (int from = first; from <= last; ++from) {
-      if (!has_core[from]) continue;
       Signal& signal = signals_[from * 1024 + step.event];
       std::size_t& at = signal.taken[step.core];
-      if (at >= signal.sent.size()) complete = false;
-      else arrive(step.core, step.peer, signal.sent[at++].clock);
+      if (at < signal.sent.size()) arrive(step.core, step.peer, signal.sent[at++]);
     }
-    return complete;
-  }
-
-  struct Left {
-    int32_t instruction;
-    int16_t core;
-    Pipe pipe, peer;
-    int16_t event;
-    bool across_cores;
-  };
-
-  // Events and cross-core flags that were set and never waited for.
-  std::vector<Left> left(const bool* has_core) const {
-    std::vector<Left> found;
-    for (const auto& [at, queue] : flags_)
-      for (const Sent& sent : queue)
-        found.push_back({sent.instruction, int16_t(at >> 22), Pipe(at >> 19 & 7), Pipe(at >> 16 & 7),
-                         int16_t(at & 0xffff), false});
-    for (const auto& [at, signal] : signals_) {
-      const int core = at / 1024;
-      for (int to = 0; to < kCores; ++to) {
-        if (!has_core[to] || (to == 0) == (core == 0)) continue;
-        for (std::size_t i = signal.taken[to]; i < signal.sent.size(); ++i)
-          found.push_back({signal.sent[i].instruction, int16_t(core), Pipe::S, Pipe::S, int16_t(at % 1024), true});
-      }
-    }
-    return found;
   }
 
  private:
-  struct Sent {
-    VectorClock clock;
-    int32_t instruction;
-  };
   struct Signal {
-    std::vector<Sent> sent;
+    std::vector<VectorClock> sent;
     std::array<std::size_t, kCores> taken{};
   };
 
@@ -169,7 +131,7 @@ class Order {
   std::array<Stamp, kAgents> latest_{};   // the newest instruction of each agent
   std::array<uint32_t, kCores> waited_{};  // how often the scalar unit of a core has waited
   std::array<uint32_t, kAgents> seen_{};   // ... when the agent last took over the scalar unit's clock
-  std::unordered_map<uint32_t, std::vector<Sent>> flags_;
+  std::unordered_map<uint32_t, VectorClock> flags_;  // those that are set
   std::unordered_map<int, Signal> signals_;
 };
 

@@ -1,6 +1,6 @@
-// The checker: races within a core and between blocks, unmatched synchronisation, and reads of on-chip memory that
-// nothing has written. It reports what is certain, and keeps as `suspects` the reads that matter only if their
-// garbage reaches an output (lanes beyond a mask are computed on garbage and thrown away, which is right).
+// The checker: races within a core and between blocks, and reads of on-chip memory that nothing has written. It reports
+// what is certain, and keeps as `suspects` the reads that matter only if their garbage reaches an output (lanes beyond
+// a mask are computed on garbage and thrown away, which is right). Flags and bounds the machine checks itself.
 #pragma once
 #include <algorithm>
 #include <memory>
@@ -18,7 +18,6 @@ class Races : public Observer {
 
   void begin(const Launch& launch) override {
     buffers_ = launch.buffers;
-    std::copy(launch.has_core, launch.has_core + kCores, has_core_);
     many_blocks_ = launch.grid > 1;
     for (const Buffer& buffer : buffers_) {
       const bool global = buffer.space == Space::gm;
@@ -37,25 +36,13 @@ class Races : public Observer {
 
   void step(const Step& step) override {
     switch (step.kind) {
-      case StepKind::set_flag:
-        if (order_.set_flag(step) > 1) findings_.report(event(FindingKind::flag_overrun, step));
-        return;
-      case StepKind::wait_flag:
-        if (!order_.wait_flag(step)) findings_.report(event(FindingKind::wait_without_set, step));
-        return;
+      case StepKind::set_flag: return order_.set_flag(step);
+      case StepKind::wait_flag: return order_.wait_flag(step);
       case StepKind::barrier: return order_.barrier(step);
       case StepKind::sync_set: return order_.sync_set(step);
-      case StepKind::sync_wait:
-        if (!order_.sync_wait(step, has_core_)) findings_.report(event(FindingKind::deadlock, step));
-        return;
+      case StepKind::sync_wait: return order_.sync_wait(step);
       default: return memory(step);
     }
-  }
-
-  void end_block(int64_t) override {
-    for (const Order::Left& left : order_.left(has_core_))
-      findings_.report({left.across_cores ? FindingKind::sync_left : FindingKind::flag_left, left.instruction, -1,
-                        left.core, int32_t(left.pipe), -1, int32_t(left.peer), -1, left.event, block_, 0, 0, 1});
   }
 
   // Reads of bytes that nothing has written, by instructions whose result may not depend on them.
@@ -68,12 +55,6 @@ class Races : public Observer {
     Pipe pipe;
     bool atomic;
   };
-
-  Finding event(FindingKind kind, const Step& step) const {
-    Finding found = finding(kind, step, block_);
-    found.other_pipe = int32_t(step.peer);
-    return found;
-  }
 
   void memory(const Step& step) {
     const Stamp stamp = order_.issue(step);
@@ -109,7 +90,7 @@ class Races : public Observer {
     shadows_[access.buffer].record(access, me, stamp);
     if (written_[access.buffer]) {
       if (access.write) written_[access.buffer]->record(access);
-    } else if (many_blocks_) {
+    } else if (many_blocks_ && buffers_[access.buffer].argument >= 0) {  // each block has a workspace of its own
       const Stamp other = between_[access.buffer].visit(access, shadows_[access.buffer], stamp, order_.base(),
                                                         step.atomic, [&](Stamp s) { return issued_[s].atomic; });
       if (other) report(FindingKind::block_race, step, access, other, std::max<int64_t>(access.low(), 0));
@@ -135,7 +116,7 @@ class Races : public Observer {
   std::vector<BlockShadow> between_;
   std::vector<std::unique_ptr<Written>> written_;
   std::vector<Issued> issued_{1};  // what the instruction of each number was
-  bool has_core_[kCores] = {}, many_blocks_ = false;
+  bool many_blocks_ = false;
   int64_t block_ = 0;
 };
 

@@ -83,10 +83,7 @@ class Recorder : public Observer {
       if (!side) side = &step.access[i];
     }
     if (step.kind == StepKind::load_l0) {
-      const bool left = out ? out->space == Space::l0a : TileOpCode(step.op) == TileOpCode::load_l0a;
-      t.path = left ? Path::l1_l0a : Path::l1_l0b;
-      t.rows = step.k;
-      t.row_bytes = (left ? step.m : step.n) * step.element_bytes;
+      t.path = TileOpCode(step.op) == TileOpCode::load_l0a ? Path::l1_l0a : Path::l1_l0b;
     } else if (out) {
       t.path = path(in ? in->space : out->space, out->space, in != nullptr);
     }
