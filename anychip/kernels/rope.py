@@ -108,7 +108,7 @@ def rope_rotate(x, cos, sin, y, tokens, kept, sign, H: tl.constexpr, C: tl.const
         for _ in range(GROUP):
             if C > R:
                 v = tl.load(x + head + t * (H * C) + c, mask=live & (c < C - R), other=0.0)
-                tl.store(y + head + t * (H * C) + c, v, mask=live & (c < C - R))
+                tl.store(y + head + t * (H * C) + c, v.to(y.dtype.element_ty), mask=live & (c < C - R))
             turned = head + kept
             even = tl.load(x + turned + t * (H * C) + 2 * j, mask=live, other=0.0).to(tl.float32)
             odd = tl.load(x + turned + t * (H * C) + 2 * j + 1, mask=live, other=0.0).to(tl.float32)
@@ -194,22 +194,25 @@ class _NormRope(torch.autograd.Function):
         x = x.contiguous()
         y = torch.empty_like(x)
         grid, constants = _tiling(launch, x, cos)
-        args: Args = {"x": x, "weight": x if weight is None else weight, "cos": cos.contiguous(), "sin": sin.contiguous(),
-                "y": y, "tokens": x.shape[0], "kept": x.shape[-1] - 2 * cos.shape[-1], "eps": eps}
+        args: Args = {"x": x, "weight": x if weight is None else weight, "cos": cos.contiguous(),
+                "sin": sin.contiguous(), "y": y, "tokens": x.shape[0], "kept": x.shape[-1] - 2 * cos.shape[-1],
+                "eps": eps}
         launch(norm_rope_forward, grid, args, constants | {"WEIGHTED": weight is not None})
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None, None, None, None]:
         x, weight, cos, sin = ctx.saved_tensors
-        dnorm = _rotate(ctx.launch, grads[0], (cos, sin), -1.0)
+        dnorm = _rotate(ctx.launch, grads[0], (cos, sin), -1.0, torch.float32)  # rounded once, after the norm
         dx, dweight = rms_norm_gradients(ctx.launch, dnorm, x, weight, ctx.eps)
         return None, dx, dweight, None, None, None
 
 
-def _rotate(launch: Launcher, x: Tensor, angles: tuple[Tensor, Tensor], sign: float) -> Tensor:
+def _rotate(
+    launch: Launcher, x: Tensor, angles: tuple[Tensor, Tensor], sign: float, dtype: torch.dtype | None = None
+) -> Tensor:
     x, (cos, sin) = x.contiguous(), angles
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=dtype or x.dtype)
     grid, constants = _tiling(launch, x, cos)
     args: Args = {"x": x, "cos": cos.contiguous(), "sin": sin.contiguous(), "y": y, "tokens": x.shape[0],
             "kept": x.shape[-1] - 2 * cos.shape[-1], "sign": sign}

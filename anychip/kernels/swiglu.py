@@ -164,7 +164,8 @@ class _Swiglu(torch.autograd.Function):
         rows, block = h.numel() // (2 * width), min(power_of_2(width), TILE // 2)
         constants = {"F": width, "ROWS": tile_rows(rows, block), "BLOCK": block, "WEIGHTED": weight is not None}
         y = h.new_empty(*h.shape[:-1], width)
-        args: Args = {"h": h, "weight": h if weight is None else weight.contiguous(), "y": y, "rows": rows, "limit": limit}
+        args: Args = {"h": h, "weight": h if weight is None else weight.contiguous(), "y": y, "rows": rows,
+                      "limit": limit}
         tiles = -(-rows // constants["ROWS"]) * -(-width // block)
         launch(swiglu_forward, programs(launch, tiles), args, constants)
         return y

@@ -1,0 +1,148 @@
+"""Cases of test_vector_kernels: each op on kernels, its definition, and inputs with hard values. Needs no triton."""
+
+import importlib
+
+import torch
+
+from anychip.kernels.launch import TritonLauncher
+from anychip.ops import HyperRule, HyperWeights, Ops
+
+LAUNCH = TritonLauncher("ascend", 2, 3)
+# The interpreter rounds fp32 to bf16 towards zero: a unit in the last place, where chips round to nearest. Second
+# figure: the share of the largest element that is added to each one's own size. For bf16 it allows for a gradient
+# that is rounded on its way from one kernel to the next.
+TOLERANCE = {torch.bfloat16: (2**-7, 1 / 20), torch.float32: (2**-13, 1 / 500)}
+
+
+def in_float64(launch):
+    """Args and constants, floating tensors in float64, integers copied."""
+    return {name: v if not isinstance(v, torch.Tensor) else v.double() if v.is_floating_point() else v.clone()
+            for name, v in (*launch.args.items(), *launch.constants.items())}
+
+
+def close(got, want, name, dtype=None):
+    """Each element within its format's tolerance (`dtype`: the least exact one that took part)."""
+    assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
+    if not got.is_floating_point():
+        assert torch.equal(got.long(), want.long()), f"{name} differs at {(got.long() != want.long()).nonzero()[:5]}"
+        return
+    assert torch.equal(got.isnan(), want.isnan()), f"{name}: other elements are NaN"
+    (tolerance, share), got, want = TOLERANCE[dtype or got.dtype], got.double().nan_to_num(), want.double().nan_to_num()
+    excess = (got - want).abs() - tolerance * (want.abs() + want.abs().max() * share)
+    worst = excess.argmax() if excess.numel() else 0
+    assert excess.numel() == 0 or excess.max() <= 0, f"{name}: {got.flatten()[worst]}, not {want.flatten()[worst]}"
+
+
+def with_gradients(function, inputs, dtype):
+    """The results by number, and by name the gradient of every floating input, of a seeded cotangent of `dtype`."""
+    leaves = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in inputs.items()}
+    results = function(**leaves)
+    results = results if isinstance(results, tuple) else (results,)
+    g, total = torch.Generator().manual_seed(9), 0.0
+    for result in results:
+        if result.is_floating_point():
+            total = total + (result * torch.randn(result.shape, generator=g).to(dtype).to(result.dtype)).sum()
+    if getattr(total, "requires_grad", False):
+        total.backward()
+    found = {f"result {i}": result.detach() for i, result in enumerate(results)}
+    return found | {f"d{name}": t.grad for name, t in leaves.items() if t.is_floating_point() and t.grad is not None}
+
+
+def in_float32(inputs):
+    return {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+
+
+def kernels(topic):
+    return importlib.import_module(f"anychip.kernels.{topic}")
+
+
+def _randn(g, *shape):
+    return torch.randn(*shape, generator=g)
+
+
+def rms_norm(g, dtype):
+    inputs = {"x": (_randn(g, 3, 5, 96) * torch.logspace(-2, 3, 5)[:, None]).to(dtype), "weight": _randn(g, 96)}
+    return (lambda x, weight: kernels("norm").rms_norm(LAUNCH, x, weight, 1e-6),
+            lambda x, weight: Ops.rms_norm(x, weight, 1e-6), inputs)
+
+
+def rms_norm_of_long_rows(g, dtype):
+    inputs = {"x": _randn(g, 3, 7168).to(dtype), "weight": _randn(g, 7168)}
+    return (lambda x, weight: kernels("norm").rms_norm(LAUNCH, x, weight, 1e-6),
+            lambda x, weight: Ops.rms_norm(x, weight, 1e-6), inputs)
+
+
+def rms_norm_without_weight(g, dtype):
+    return (lambda x: kernels("norm").rms_norm(LAUNCH, x, None, 1e-6), lambda x: Ops.rms_norm(x, None, 1e-6),
+            {"x": _randn(g, 7, 33).to(dtype)})
+
+
+def _angles(g, tokens, pairs):
+    angle = 100 * torch.rand(tokens, pairs, generator=g)
+    return angle.cos(), angle.sin()
+
+
+def rope_of_heads(g, dtype):
+    cos, sin = _angles(g, 5, 8)
+    return (lambda x: kernels("rope").rope(LAUNCH, x, cos, sin), lambda x: Ops.rope(x, cos, sin),
+            {"x": _randn(g, 5, 4, 64).to(dtype)})
+
+
+def rope_back(g, dtype):
+    cos, sin = _angles(g, 7, 16)
+    return (lambda x: kernels("rope").rope(LAUNCH, x, cos, sin, inverse=True),
+            lambda x: Ops.rope(x, cos, sin, inverse=True), {"x": _randn(g, 7, 32).to(dtype)})
+
+
+def norm_rope_of_queries(g, dtype):
+    cos, sin = _angles(g, 5, 8)
+    return (lambda x: kernels("rope").norm_rope(LAUNCH, x, None, 1e-6, (cos, sin)),
+            lambda x: Ops.norm_rope(x, None, 1e-6, cos, sin), {"x": _randn(g, 5, 4, 64).to(dtype)})
+
+
+def norm_rope_of_entries(g, dtype):
+    cos, sin = _angles(g, 6, 32)
+    return (lambda x, weight: kernels("rope").norm_rope(LAUNCH, x, weight, 1e-6, (cos, sin)),
+            lambda x, weight: Ops.norm_rope(x, weight, 1e-6, cos, sin),
+            {"x": _randn(g, 6, 512).to(dtype), "weight": _randn(g, 512)})
+
+
+def swiglu(g, dtype):
+    from anychip.ops.experts import swiglu as definition
+    inputs = {"gate_up": (_randn(g, 9, 200) * 8).to(dtype), "weight": torch.rand(9, generator=g)}
+    return (lambda gate_up, weight: kernels("swiglu").swiglu(LAUNCH, gate_up, 10.0, weight),
+            lambda gate_up, weight: definition(gate_up, 10.0) * weight[:, None], inputs)
+
+
+def swiglu_without_weight(g, dtype):
+    from anychip.ops.experts import swiglu as definition
+    return (lambda gate_up: kernels("swiglu").swiglu(LAUNCH, gate_up, 10.0), lambda gate_up: definition(gate_up, 10.0),
+            {"gate_up": (_randn(g, 3, 2, 64) * 8).to(dtype)})
+
+
+_RULE = HyperRule(20, 1e-6, 1e-6)
+
+
+def _hyper_inputs(g, dtype, logits):
+    return {"x": _randn(g, 5, 4, 24).to(dtype), "fn": _randn(g, logits, 96) * 0.1, "base": _randn(g, logits) * 0.1,
+            "scale": torch.rand(3 if logits > 4 else 1, generator=g)}
+
+
+def hc_pre(g, dtype):
+    return (lambda x, fn, base, scale: kernels("hyper").hc_pre(LAUNCH, x, HyperWeights(fn, base, scale), _RULE),
+            lambda x, fn, base, scale: Ops.hc_pre(x, HyperWeights(fn, base, scale), _RULE), _hyper_inputs(g, dtype, 24))
+
+
+def hc_head(g, dtype):
+    return (lambda x, fn, base, scale: kernels("hyper").hc_head(LAUNCH, x, HyperWeights(fn, base, scale), _RULE),
+            lambda x, fn, base, scale: Ops.hc_head(x, HyperWeights(fn, base, scale), _RULE), _hyper_inputs(g, dtype, 4))
+
+
+def hc_post(g, dtype):
+    inputs = {"y": _randn(g, 5, 100).to(dtype), "x": _randn(g, 5, 4, 100).to(dtype),
+              "post": torch.rand(5, 4, generator=g), "comb": torch.rand(5, 4, 4, generator=g)}
+    return lambda **a: kernels("hyper").hc_post(LAUNCH, *a.values()), lambda **a: Ops.hc_post(*a.values()), inputs
+
+
+OPS = (rms_norm, rms_norm_of_long_rows, rms_norm_without_weight, rope_of_heads, rope_back, norm_rope_of_queries,
+       norm_rope_of_entries, swiglu, swiglu_without_weight, hc_pre, hc_head, hc_post)
