@@ -1,0 +1,236 @@
+"""Attention with a sink over window rows and selected entries (K = V, one head of keys): the forward kernel.
+
+One program works on one token and a block of its heads: heads are the rows of every product, so that a token reads
+its keys once a block. It goes over the keys twice: first for the softmax's denominator, then for the weighted sum,
+which so never needs to be rescaled and stays in the matrix unit's accumulator (with one running pass the [heads,
+512] sum would cross 910B's memory between cube and vector cores at every step).
+Shape suffixes: T query tokens, H heads, C head channels, N window rows, M entries, K selected rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..ops import Keys, Ranges
+from .example import Launch, example
+from .launch import Family, Launcher
+
+# How a token's entries are given: there are none; a run of rows; a list of rows.
+ABSENT, RUN, LIST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def load_run(rows, start, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The tile [N, C] of `left` rows from `start` on; zeros after them."""
+    n = tl.arange(0, BLOCK_N)
+    c = tl.arange(0, BLOCK_C)
+    at = rows + start.to(tl.int64) * CHANNELS + n[:, None] * CHANNELS + c[None, :]
+    return tl.load(at, mask=(n[:, None] < left) & (c[None, :] < CHANNELS), other=0.0)
+
+
+@triton.jit
+def load_list(rows, chosen, num_rows, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The tile [N, C] of the rows that `left` numbers at `chosen` name, and which of them are real (not negative).
+
+    Every lane reads a row that exists: on Ascend a masked gather reads memory all the same.
+    """
+    n = tl.arange(0, BLOCK_N)
+    c = tl.arange(0, BLOCK_C)
+    row = tl.load(chosen + n, mask=n < left, other=-1)
+    at = rows + tl.minimum(tl.maximum(row, 0), num_rows - 1)[:, None].to(tl.int64) * CHANNELS + c[None, :]
+    if BLOCK_C == CHANNELS:
+        return tl.load(at), row >= 0
+    else:
+        return tl.load(at, mask=c[None, :] < CHANNELS, other=0.0), row >= 0
+
+
+@triton.jit
+def logits(query, keys, seen, scale):
+    """Scaled products [H, N]; -1e30 for keys that are not seen."""
+    return tl.where(seen[None, :], tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, -1e30)
+
+
+@triton.jit
+def add_up(logit, peak, total):
+    """Fold a tile of logits into the running maximum and the running sum of exponentials."""
+    higher = tl.maximum(peak, tl.max(logit, 1))
+    return higher, total * tl.exp(peak - higher) + tl.sum(tl.exp(logit - higher[:, None]), 1)
+
+
+@triton.jit
+def mix_in(logit, lse, keys, mixed):
+    """Add the keys, weighed by their softmax, to `mixed` [H, C]."""
+    weight = tl.exp(logit - lse[:, None]).to(keys.dtype)
+    return tl.dot(weight, keys, mixed, input_precision="ieee")
+
+
+def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[dict[str, Tensor | int | float], dict[str, Any]]:
+    """Return the args and constants that say which rows a token sees; the same for forward and backward."""
+    entries, selected, form = keys.compressed_MC, keys.selected, ABSENT.value
+    start, count, chosen = keys.window.start, keys.window.count, keys.window.start
+    if entries is None or selected is None or not entries.shape[0]:
+        entries = keys.window_NC
+    elif isinstance(selected, Ranges):
+        form, start, count = RUN.value, selected.start, selected.count
+    else:
+        slot = torch.arange(1, selected.shape[1] + 1, device=selected.device)
+        form, chosen, count = LIST.value, selected, ((selected >= 0) * slot).amax(1)  # slots up to the last real one
+    args: dict[str, Tensor | int | float] = {
+        "window": keys.window_NC, "window_start": keys.window.start, "window_count": keys.window.count,
+        "entries": entries, "entry_start": start, "entry_count": count, "chosen": chosen}
+    args = {name: value.int() if name.startswith(("window_", "entry_", "chosen")) else value
+            for name, value in args.items() if isinstance(value, Tensor)}
+    args = {name: value.contiguous() for name, value in args.items()}
+    channels = query_THC.shape[2]
+    return args | {"heads": query_THC.shape[1], "num_entries": entries.shape[0],
+                   "num_chosen": chosen.shape[1] if form == LIST.value else 0, "scale": channels**-0.5}, {
+        "FORM": form, "CHANNELS": channels, "BLOCK_C": max(16, triton.next_power_of_2(channels))}
+
+
+def head_block(family: Family, heads: int, channels: int) -> int:
+    """Return how many heads a program takes: [heads, channels] in fp32 and a tile of logits fit 910B's L0C (128 KB)."""
+    most = 64 if channels <= 256 or family == "cuda" else 32
+    return max(16, min(most, triton.next_power_of_2(heads)))
+
+
+def attend(launch: Launcher, query_THC: Tensor, keys: Keys, sink_H: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `ops.attention`'s result [T, H, C] and the logarithm of each softmax's denominator, fp32 [T, H]."""
+    tokens, heads, channels = query_THC.shape
+    query = query_THC.contiguous()
+    args, constants = plan_attention(query, keys)
+    out, lse = torch.empty_like(query), query.new_empty(tokens, heads, dtype=torch.float32)
+    block = head_block(launch.family, heads, channels)
+    args = {"query": query, "sink": sink_H.float(), "out": out, "lse": lse} | args
+    launch(attention_forward, (tokens, triton.cdiv(heads, block)), args,
+           constants | {"BLOCK_H": block, "BLOCK_N": 64}, warps=8 if channels > 128 else 4)
+    return out, lse
+
+
+def _inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query, window, entries and sinks; one token's logits are large, one head's sink takes all, one's nothing."""
+    tokens, heads, channels = shape
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(tokens, heads, channels, generator=generator)
+    query[-1] *= 6
+    window = torch.randn(131, channels, generator=generator)
+    entries = torch.randn(75, channels, generator=generator)
+    sink = torch.randn(heads, generator=generator)
+    sink[0], sink[1] = 40.0, -40.0
+    return query.to(dtype), window.to(dtype), entries.to(dtype), sink
+
+
+def _example(query: Tensor, keys: Keys, sink: Tensor) -> Launch:
+    tokens, heads, channels = query.shape
+    args, constants = plan_attention(query, keys)
+    block = head_block("ascend", heads, channels)
+    out, lse = torch.full_like(query, 7.0), torch.full((tokens, heads), 7.0)
+    return Launch({"query": query, "sink": sink, "out": out, "lse": lse} | args, (tokens, triton.cdiv(heads, block)),
+                  constants | {"BLOCK_H": block, "BLOCK_N": 64}, ("out", "lse"))
+
+
+def ranges(start: list[int], count: list[int]) -> Ranges:
+    """Return Ranges from plain lists."""
+    return Ranges(torch.tensor(start, dtype=torch.int32), torch.tensor(count, dtype=torch.int32),
+                  sum(count), max(count, default=0))
+
+
+def _window_inputs(seed: int) -> Launch:
+    """V4's head of 512 channels; one token sees one row, one a full window at the buffer's very end."""
+    query, window, _, sink = _inputs(seed, (3, 40, 512), torch.bfloat16)
+    return _example(query, Keys(window, ranges([0, 60, 3], [1, 67, 128])), sink)
+
+
+def _run_inputs(seed: int) -> Launch:
+    """HCA: window rows and a run of entries (none for the first token); few narrow heads, as in small models."""
+    query, window, entries, sink = _inputs(seed, (3, 4, 64), torch.float32)
+    keys = Keys(window, ranges([0, 3, 2], [5, 128, 1]), entries, ranges([0, 2, 40], [0, 73, 3]))
+    return _example(query, keys, sink)
+
+
+def _list_inputs(seed: int) -> Launch:
+    """CSA: listed entries; a token without any, a gap of -1 inside a list, and the last entry of all."""
+    query, window, entries, sink = _inputs(seed, (3, 24, 512), torch.bfloat16)
+    chosen = torch.arange(67, dtype=torch.int32).repeat(3, 1) + torch.tensor([[0], [5], [8]], dtype=torch.int32)
+    chosen[0], chosen[1, 20:], chosen[2, 3] = -1, -1, -1
+    return _example(query, Keys(window, ranges([0, 1, 129], [17, 3, 2]), entries, chosen), sink)
+
+
+def rows_seen(args: dict[str, Any], t: int) -> tuple[Tensor, Tensor]:
+    """Return the window rows and the entry rows (int64) that token t sees, in an example's args."""
+    start, count = int(args["window_start"][t]), int(args["window_count"][t])
+    window = torch.arange(start, start + count)
+    if args["FORM"] == ABSENT.value:
+        return window, window[:0]
+    if args["FORM"] == LIST.value:
+        return window, args["chosen"][t][args["chosen"][t] >= 0].long()
+    start, count = int(args["entry_start"][t]), int(args["entry_count"][t])
+    return window, torch.arange(start, start + count)
+
+
+def _attention_reference(args: dict[str, Any]) -> dict[str, Tensor]:
+    out, lse = torch.zeros_like(args["query"]), torch.zeros_like(args["lse"])
+    for t in range(out.shape[0]):
+        window, entries = rows_seen(args, t)
+        keys = torch.cat((args["window"][window], args["entries"][entries]))
+        logit = torch.cat((args["query"][t] @ keys.T * keys.shape[1] ** -0.5, args["sink"][:, None]), 1)
+        out[t], lse[t] = logit.softmax(1)[:, :-1] @ keys, logit.logsumexp(1)
+    return {"out": out, "lse": lse}
+
+
+@example(_list_inputs, _attention_reference)
+@example(_run_inputs, _attention_reference)
+@example(_window_inputs, _attention_reference)
+@triton.jit
+def attention_forward(
+    query, window, window_start, window_count, entries, entry_start, entry_count, chosen, sink, out, lse,
+    heads, num_entries, num_chosen, scale,
+    FORM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """out [T, H, C] and lse [T, H]; `*_count` of a listed token counts slots, of which negative ones are absent."""
+    t = tl.program_id(0)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    c = tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_N)
+    at = t.to(tl.int64) * heads * CHANNELS + h[:, None] * CHANNELS + c[None, :]
+    inside = (h[:, None] < heads) & (c[None, :] < CHANNELS)
+    q = tl.load(query + at, mask=inside, other=0.0)
+    start = tl.load(window_start + t)
+    count = tl.load(window_count + t)
+    entry_from = tl.load(entry_start + t)
+    entry_left = tl.load(entry_count + t)
+    chosen += t.to(tl.int64) * num_chosen
+
+    peak = tl.load(sink + h, mask=h < heads, other=0.0)
+    total = tl.full((BLOCK_H,), 1.0, tl.float32)
+    for first in range(0, count, BLOCK_N):
+        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N, BLOCK_C)
+        peak, total = add_up(logits(q, keys, n < count - first, scale), peak, total)
+    if FORM == RUN:
+        for first in range(0, entry_left, BLOCK_N):
+            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            peak, total = add_up(logits(q, keys, n < entry_left - first, scale), peak, total)
+    if FORM == LIST:
+        for first in range(0, entry_left, BLOCK_N):
+            keys, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            peak, total = add_up(logits(q, keys, seen, scale), peak, total)
+    denominator = peak + tl.log(total)
+    tl.store(lse + t * heads + h, denominator, mask=h < heads)
+
+    mixed = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+    for first in range(0, count, BLOCK_N):
+        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N, BLOCK_C)
+        mixed = mix_in(logits(q, keys, n < count - first, scale), denominator, keys, mixed)
+    if FORM == RUN:
+        for first in range(0, entry_left, BLOCK_N):
+            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            mixed = mix_in(logits(q, keys, n < entry_left - first, scale), denominator, keys, mixed)
+    if FORM == LIST:
+        for first in range(0, entry_left, BLOCK_N):
+            keys, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
+    tl.store(out + at, mixed.to(out.dtype.element_ty), mask=inside)
