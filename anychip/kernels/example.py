@@ -70,7 +70,7 @@ class Example:
     inputs: seed -> Launch; the same seed gives the same tensors.
     reference: (args and constants by name, floating tensors in float64) -> one tensor for each output; None: unknown.
     tolerance: the largest |difference| from the reference allowed for the outputs that it names. Every other
-    floating output is held to the rule of `anychip.precision`, every other integer output must be equal.
+    floating output is held to the rule of `anychip.ascend.precision`, every other integer output must be equal.
     """
 
     name: str
