@@ -26,6 +26,7 @@ class Book:
     capacity: int
     keep: int  # rows before the next token that must survive; -1 keeps all
     base: list[int]
+    device: torch.device | str = "cpu"  # of the buffers: row numbers that index them lie there too
     moves: list[tuple[int, int, int]] = field(default_factory=list)  # (from row, to row, rows) of this pass
     targets: slice | Tensor | None = None  # rows that this pass's new rows go to
 
@@ -43,7 +44,7 @@ class Book:
         if len(spans) == 1:
             self.targets = slice(*spans[0])
         else:
-            self.targets = torch.cat([torch.arange(a, b) for a, b in spans])
+            self.targets = torch.cat([torch.arange(a, b) for a, b in spans]).to(self.device)
 
     def row_of_zero(self) -> Tensor:
         """Row at which position 0 of each sequence would lie, int64 [num sequences]."""
@@ -63,7 +64,7 @@ class State:
                              f"{config.max_position_embeddings} (max_position_embeddings): shorten the input")
         self.config, self.chunk, self.max_tokens = config, max(1, min(chunk, max_tokens)), max_tokens
         self.num_tokens = [0] * num_sequences
-        self._books = self._make_books(num_sequences)
+        self._books = self._make_books(num_sequences, device)
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._book_of: dict[tuple[int, str], Book] = {}
         self._layout: Layout | None = None
@@ -73,11 +74,12 @@ class State:
                 self._book_of[layer, name] = self._books[book]
                 self._tensors[layer, name] = torch.zeros(rows, width, device=device, dtype=dtype)
 
-    def _make_books(self, num_sequences: int) -> dict[str, Book]:
+    def _make_books(self, num_sequences: int, device: torch.device | str) -> dict[str, Book]:
         keep = {"window": self.config.sliding_window - 1, f"tokens{CSA}": 2 * CSA - 1, f"tokens{HCA}": HCA - 1}
-        books = {name: Book(kept + max(self.chunk, 64), kept, [0] * num_sequences) for name, kept in keep.items()}
+        books = {name: Book(kept + max(self.chunk, 64), kept, [0] * num_sequences, device)
+                 for name, kept in keep.items()}
         for ratio in (CSA, HCA):
-            books[f"entries{ratio}"] = Book(max(self.max_tokens // ratio, 1), -1, [0] * num_sequences)
+            books[f"entries{ratio}"] = Book(max(self.max_tokens // ratio, 1), -1, [0] * num_sequences, device)
         return books
 
     def begin(self, layout: Layout) -> None:

@@ -81,7 +81,7 @@ def draw(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     Adding up in the order of ids, not of likelihood, keeps the draw when logits change a little.
     """
     if sampling.temperature == 0:
-        return int(logits_V.argmax())
+        return int(logits_V.argmax().cpu())
     probability = torch.softmax(logits_V.cpu().double() / sampling.temperature, -1)
     if sampling.top_p < 1:
         ordered, ids = probability.sort(descending=True, stable=True)

@@ -69,7 +69,7 @@ class Trainer:
         total = loss if mtp_loss is None else loss + self.settings.mtp_weight * mtp_loss
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        values = (loss.item(), None if mtp_loss is None else mtp_loss.item(), norm.item())
+        values = _on_host(loss, mtp_loss, norm)
         _check_finite(number, *values)
         rate = self._update(number)
         self.steps_done += 1
@@ -86,7 +86,7 @@ class Trainer:
         further = torch.full_like(targets_BL, -1)  # what follows a sequence's last target is not in the batch
         further[:, :-1] = targets_BL[:, 1:]
         token_losses = ops.at("mtp.0").cross_entropy(ahead_Td, head, further.flatten())
-        return loss, token_losses.sum() / max(int((further >= 0).sum()), 1)
+        return loss, token_losses.sum() / (further >= 0).sum().clamp_min(1)
 
     def _update(self, step: int) -> float:
         rate = self.settings.rate(step)
@@ -110,7 +110,8 @@ def balance(model: Transformer, speed: float) -> None:
     for layer in score_routed(model):
         bias, chosen = layer.gate.bias, layer.chosen
         if bias is not None and chosen is not None:
-            load = torch.bincount(chosen.flatten(), minlength=bias.numel()).to(bias.dtype)
+            ids = chosen.flatten()  # counted by adding ones: bincount would make the host wait for the size
+            load = torch.zeros_like(bias).scatter_add(0, ids, torch.ones_like(ids, dtype=bias.dtype))
             bias.add_(torch.sign(load.mean() - load), alpha=speed)
             layer.chosen = None  # a layer that the next step does not visit must not move again
 
@@ -118,6 +119,13 @@ def balance(model: Transformer, speed: float) -> None:
 def score_routed(model: Transformer) -> Iterator[MoE]:
     """Return the MoE layers whose router has a selection bias, the MTP block's included."""
     return (layer for layer in model.modules() if isinstance(layer, MoE) and layer.gate.bias is not None)
+
+
+def _on_host(loss: Tensor, mtp_loss: Tensor | None, norm: Tensor) -> tuple[float, float | None, float]:
+    """Copy a step's numbers to the host at once: the one time that a step waits for its chip."""
+    parts = [part.detach() for part in (loss, mtp_loss, norm) if part is not None]
+    first, *ahead, last = torch.stack(parts).cpu().tolist()
+    return first, ahead[0] if ahead else None, last
 
 
 def _check_finite(step: int, loss: float, mtp_loss: float | None, norm: float) -> None:
