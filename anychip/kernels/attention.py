@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..ops import Keys, Ranges
 from .example import Launch, example
+from .grid import Args, power_of_2
 from .launch import Family, Launcher
 
 # How a token's entries are given: there are none; a run of rows; a list of rows.
@@ -43,10 +44,8 @@ def load_list(rows, chosen, num_rows, left, CHANNELS: tl.constexpr, BLOCK_N: tl.
     c = tl.arange(0, BLOCK_C)
     row = tl.load(chosen + n, mask=n < left, other=-1)
     at = rows + tl.minimum(tl.maximum(row, 0), num_rows - 1)[:, None].to(tl.int64) * CHANNELS + c[None, :]
-    if BLOCK_C == CHANNELS:
-        return tl.load(at), row >= 0
-    else:
-        return tl.load(at, mask=c[None, :] < CHANNELS, other=0.0), row >= 0
+    keys = tl.load(at) if BLOCK_C == CHANNELS else tl.load(at, mask=c[None, :] < CHANNELS, other=0.0)
+    return keys, row >= 0
 
 
 @triton.jit
@@ -69,7 +68,7 @@ def mix_in(logit, lse, keys, mixed):
     return tl.dot(weight, keys, mixed, input_precision="ieee")
 
 
-def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[dict[str, Tensor | int | float], dict[str, Any]]:
+def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[Args, dict[str, Any]]:
     """Return the args and constants that say which rows a token sees; the same for forward and backward."""
     entries, selected, form = keys.compressed_MC, keys.selected, ABSENT.value
     start, count, chosen = keys.window.start, keys.window.count, keys.window.start
@@ -80,22 +79,20 @@ def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[dict[str, Tensor | in
     else:
         slot = torch.arange(1, selected.shape[1] + 1, device=selected.device)
         form, chosen, count = LIST.value, selected, ((selected >= 0) * slot).amax(1)  # slots up to the last real one
-    args: dict[str, Tensor | int | float] = {
-        "window": keys.window_NC, "window_start": keys.window.start, "window_count": keys.window.count,
-        "entries": entries, "entry_start": start, "entry_count": count, "chosen": chosen}
-    args = {name: value.int() if name.startswith(("window_", "entry_", "chosen")) else value
-            for name, value in args.items() if isinstance(value, Tensor)}
-    args = {name: value.contiguous() for name, value in args.items()}
-    channels = query_THC.shape[2]
-    return args | {"heads": query_THC.shape[1], "num_entries": entries.shape[0],
-                   "num_chosen": chosen.shape[1] if form == LIST.value else 0, "scale": channels**-0.5}, {
-        "FORM": form, "CHANNELS": channels, "BLOCK_C": max(16, triton.next_power_of_2(channels))}
+    rows = {"window_start": keys.window.start, "window_count": keys.window.count, "entry_start": start,
+            "entry_count": count, "chosen": chosen}
+    args: Args = {"window": keys.window_NC.contiguous(), "entries": entries.contiguous()}
+    args |= {name: value.int().contiguous() for name, value in rows.items()}
+    _, heads, channels = query_THC.shape
+    args |= {"heads": heads, "num_entries": entries.shape[0], "scale": channels**-0.5,
+             "num_chosen": chosen.shape[1] if form == LIST.value else 0}
+    return args, {"FORM": form, "CHANNELS": channels, "BLOCK_C": max(16, power_of_2(channels))}
 
 
 def head_block(family: Family, heads: int, channels: int) -> int:
     """Return how many heads a program takes: [heads, channels] in fp32 and a tile of logits fit 910B's L0C (128 KB)."""
     most = 64 if channels <= 256 or family == "cuda" else 32
-    return max(16, min(most, triton.next_power_of_2(heads)))
+    return max(16, min(most, power_of_2(heads)))
 
 
 def attend(launch: Launcher, query_THC: Tensor, keys: Keys, sink_H: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +102,7 @@ def attend(launch: Launcher, query_THC: Tensor, keys: Keys, sink_H: Tensor) -> t
     args, constants = plan_attention(query, keys)
     out, lse = torch.empty_like(query), query.new_empty(tokens, heads, dtype=torch.float32)
     block = head_block(launch.family, heads, channels)
-    args = {"query": query, "sink": sink_H.float(), "out": out, "lse": lse} | args
+    args |= {"query": query, "sink": sink_H.float().contiguous(), "out": out, "lse": lse}
     launch(attention_forward, (tokens, triton.cdiv(heads, block)), args,
            constants | {"BLOCK_H": block, "BLOCK_N": 64}, warps=8 if channels > 128 else 4)
     return out, lse
@@ -129,8 +126,9 @@ def _example(query: Tensor, keys: Keys, sink: Tensor) -> Launch:
     args, constants = plan_attention(query, keys)
     block = head_block("ascend", heads, channels)
     out, lse = torch.full_like(query, 7.0), torch.full((tokens, heads), 7.0)
-    return Launch({"query": query, "sink": sink, "out": out, "lse": lse} | args, (tokens, triton.cdiv(heads, block)),
-                  constants | {"BLOCK_H": block, "BLOCK_N": 64}, ("out", "lse"))
+    args |= {"query": query, "sink": sink, "out": out, "lse": lse}
+    return Launch(args, (tokens, triton.cdiv(heads, block)), constants | {"BLOCK_H": block, "BLOCK_N": 64},
+                  ("out", "lse"))
 
 
 def ranges(start: list[int], count: list[int]) -> Ranges:
