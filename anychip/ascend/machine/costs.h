@@ -14,7 +14,7 @@ namespace anychip {
 // The numbers of a chip, in this order; Python reads the names from the library. Cycles, bytes, bytes a cycle.
 #define ANYCHIP_RATES(X)                                                                                              \
   X(scalar_op) X(scalar_memory) X(scalar_miss) X(issue) X(flag) X(flag_latency) X(barrier) X(sync_latency)            \
-  X(block_start) X(dma_issue) X(row_bytes) X(gm_read_latency) X(gm_write_latency) X(move_latency)                     \
+  X(block_start) X(dma_issue) X(row) X(gm_read_latency) X(gm_write_latency) X(move_latency)                     \
   X(gm_ub) X(gm_l1) X(ub_gm) X(l1_gm) X(l0c_gm) X(ub_ub) X(ub_l1) X(l0c_l1) X(l0c_ub) X(l1_l0a) X(l1_l0b) X(l1_fill)  \
   X(atomic_factor) X(l0_latency) X(mad_head) X(mad_latency) X(mad_fp32) X(fixpipe_latency)                            \
   X(repeat_bytes) X(repeat_limit) X(count_mode) X(reduce_level) X(reduce_row) X(fused_op) X(fused_start)              \
@@ -60,11 +60,10 @@ struct Cost {
   double busy, latency;
 };
 
-// A transfer of `rows` rows: short rows cost as much as `row_bytes` bytes each.
+// A transfer of `rows` rows: each costs `row` cycles more than its bytes do.
 inline Cost transfer_cost(const Timed& t, const Rates& r) {
   const bool in = reads_global(t.path), out = writes_global(t.path);
-  const double row = t.rows > 1 && (in || out) ? std::max<double>(t.row_bytes, r[Rate::row_bytes]) : t.row_bytes;
-  double cycles = double(t.rows) * row / r[rate_of(t.path)];
+  double cycles = double(t.rows) * ((in || out ? r[Rate::row] : 0) + t.row_bytes / r[rate_of(t.path)]);
   if (in) cycles *= r[Rate::read_slowdown];
   if (out) cycles *= r[Rate::write_slowdown] * (t.atomic ? r[Rate::atomic_factor] : 1);
   const double latency = t.path == Path::l0c_gm || t.path == Path::l0c_l1 || t.path == Path::l0c_ub ? r[Rate::fixpipe_latency]
