@@ -8,6 +8,7 @@ outside a tensor is an access to this process's memory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -26,7 +27,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from ..errors import InputError, KernelError, NotSupported
+from ..errors import InputError, NotSupported
 from ..kernels.example import TYPES
 from .native_build import ENTRY, build_object, target_machine
 from .native_lower import lower
@@ -116,11 +117,13 @@ def native(kernel: CompiledKernel) -> Native:
 
     _check_installed()
     path = cache_folder() / f"{kernel.name}-{_key(kernel)}.o"
-    if not path.is_file():
+    code = path.read_bytes() if path.is_file() else b""
+    if not code:
         dialect = lower(kernel.linalg, find_toolchain().binaries / "bishengir-opt")
-        _write(path, build_object(dialect, kernel.name, len(kernel.signature)))
+        code = build_object(dialect, kernel.name, len(kernel.signature))
+        _keep(path, code)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine())
-    engine.add_object_file(binding.ObjectFileRef.from_data(path.read_bytes()))
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     entry = _ENTRY_TYPE(engine.get_function_address(ENTRY))
     return Native(kernel.name, dict(kernel.signature), "GenericAtomic" in kernel.linalg, entry, engine)
@@ -154,14 +157,11 @@ def _key(kernel: CompiledKernel) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it appears complete or not at all."""
-    try:
+def _keep(path: Path, code: bytes) -> None:
+    """Write a file in one step: another process sees all of it or nothing. A full or read-only disk is no error."""
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.write(code)
         os.replace(temporary, path)
-    except OSError as error:
-        raise KernelError(f"the cache folder {path.parent} cannot be written ({error.strerror}); make it "
-                          "writable") from error

@@ -61,6 +61,10 @@ class Chip:
             raise ChipError(f"no facts file describes {self.description!r}: its times cannot be simulated")
         return simulated(events, limits, self.precision)
 
+    def sources(self) -> dict[str, str]:
+        """Return what each op of this chip is run by, by op; empty where it is the chip's own ops throughout."""
+        return {}
+
     def versions(self) -> dict[str, str]:
         """Return what this chip's results depend on, by name."""
         return {"torch": torch.__version__}

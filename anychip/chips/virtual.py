@@ -41,19 +41,30 @@ def open_virtual(target: str, inner: Ops) -> Chip:
         raise NotSupported(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     if precision not in facts.formats:
         raise NotSupported(f"{facts.name} has no {precision} matrix unit; it has {', '.join(facts.formats)}")
-    return VirtualChip(f"virtual:{target}", torch.device("cpu"), precision, Kind.EMULATED, Kind.SIMULATED,
-                       f"{facts.device}, {precision}", facts, inner)
+    from .virtual_kernels import KernelVirtualChip, why_not  # they build on this module
+
+    reason = why_not(facts.name, precision)
+    about = (f"virtual:{target}", torch.device("cpu"), precision, Kind.EMULATED, Kind.SIMULATED,
+             f"{facts.device}, {precision}", facts, inner)
+    return VirtualChip(*about, reason) if reason else KernelVirtualChip(*about, "", facts.name)
 
 
 @dataclass(frozen=True)
 class VirtualChip(Chip):
-    """A chip that is not here: `inner` computes, the chip's formats round, the roofline times."""
+    """A chip that is not here: `inner` computes, the chip's formats round, the roofline times.
+
+    `no_kernels` says why its ops are not compiled kernels.
+    """
 
     inner: Ops | None = None
+    no_kernels: str = ""
 
     def ops(self) -> Ops:
         assert self.inner is not None
         return VirtualOps(self.inner, self.precision)
+
+    def sources(self) -> dict[str, str]:
+        return dict.fromkeys(COSTS, f"emulated: {self.no_kernels}")
 
 
 class VirtualOps(Ops):
