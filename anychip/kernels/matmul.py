@@ -169,6 +169,15 @@ def _groups_reference(args: dict[str, Any]) -> dict[str, Tensor]:
     return {"out": torch.einsum("tgi,goi->tgo", args["a"], args["b"])}
 
 
+@triton.jit
+def load_tile(x, row, column, rows, columns, step, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The tile of a [rows, columns] matrix (row stride `step`) from (row, column) on; zeros beyond its edges."""
+    r = tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, COLUMNS)[None, :]
+    at = x + tl.cast(row, tl.int64) * step + column + r * step + c
+    return tl.load(at, mask=(r < rows - row) & (c < columns - column), other=0.0)
+
+
 @example(_groups_inputs, _groups_reference)
 @example(_weight_grad_inputs, _product_reference)
 @example(_input_grad_inputs, _product_reference)
@@ -191,23 +200,20 @@ def matmul(
         first = tile // (GROUP * tiles_n) * GROUP
         height = tl.minimum(tiles_m - first, GROUP)
         within = tile % (GROUP * tiles_n)
-        m = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-        n = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
+        m0 = (first + within % height) * BLOCK_M
+        n0 = within // height * BLOCK_N
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for start in range(0, depth, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
             if A_TURNED:
-                at = a + k[:, None] * a_row + m[None, :]
-                left = tl.trans(tl.load(at, mask=(k[:, None] < depth) & (m[None, :] < rows), other=0.0))
+                left = tl.trans(load_tile(a, start, m0, depth, rows, a_row, BLOCK_K, BLOCK_M))
             else:
-                at = a + m[:, None] * a_row + k[None, :]
-                left = tl.load(at, mask=(m[:, None] < rows) & (k[None, :] < depth), other=0.0)
+                left = load_tile(a, m0, start, rows, depth, a_row, BLOCK_M, BLOCK_K)
             if B_TURNED:
-                at = b + n[:, None] * b_row + k[None, :]
-                right = tl.trans(tl.load(at, mask=(n[:, None] < columns) & (k[None, :] < depth), other=0.0))
+                right = tl.trans(load_tile(b, n0, start, columns, depth, b_row, BLOCK_N, BLOCK_K))
             else:
-                at = b + k[:, None] * b_row + n[None, :]
-                right = tl.load(at, mask=(k[:, None] < depth) & (n[None, :] < columns), other=0.0)
+                right = load_tile(b, start, n0, depth, columns, b_row, BLOCK_K, BLOCK_N)
             total = tl.dot(left, right, total, input_precision="ieee")
-        at = out + m[:, None] * out_row + n[None, :]
-        tl.store(at, total.to(out.dtype.element_ty), mask=(m[:, None] < rows) & (n[None, :] < columns))
+        m = tl.arange(0, BLOCK_M)[:, None]
+        n = tl.arange(0, BLOCK_N)[None, :]
+        at = out + tl.cast(m0, tl.int64) * out_row + n0 + m * out_row + n
+        tl.store(at, total.to(out.dtype.element_ty), mask=(m < rows - m0) & (n < columns - n0))
