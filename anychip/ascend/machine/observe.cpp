@@ -15,11 +15,6 @@ struct Checker {
   Races races{findings};
 };
 
-const std::vector<Finding>& listed(void* checker, int32_t which) {
-  auto* c = static_cast<Checker*>(checker);
-  return which == 0 ? c->findings.list() : c->races.suspects().list();
-}
-
 // The uses of global memory of one block, in the order of time.
 struct Stream {
   const Recorded* block;
@@ -69,15 +64,12 @@ void* checker_new() { return new Checker; }
 void checker_free(void* checker) { delete static_cast<Checker*>(checker); }
 Observer* checker_observer(void* checker) { return &static_cast<Checker*>(checker)->races; }
 
-// The findings (which = 0) or the suspects (1).
-int64_t checker_num_findings(void* checker, int32_t which) { return int64_t(listed(checker, which).size()); }
-
-// One of them as the 13 numbers of `machine_finding`.
-void checker_finding(void* checker, int32_t which, int64_t index, int64_t* out) {
-  const Finding& f = listed(checker, which)[std::size_t(index)];
-  const int64_t values[] = {int64_t(f.kind), f.instruction, f.other_instruction, f.core, f.pipe, f.other_core, f.other_pipe,
-                            f.buffer, f.event, f.block, f.low, f.high, f.count};
-  std::copy(values, values + 13, out);
+// Copies the findings (which = 0) or the suspects (1) to `out` where it is not null; returns how many there are.
+int64_t checker_findings(void* checker, int32_t which, Finding* out) {
+  auto* c = static_cast<Checker*>(checker);
+  const auto& list = which == 0 ? c->findings.list() : c->races.suspects().list();
+  if (out) std::copy(list.begin(), list.end(), out);
+  return int64_t(list.size());
 }
 
 void* recorder_new(int64_t sampled) { return new Recorder(sampled); }
