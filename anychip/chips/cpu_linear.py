@@ -1,4 +1,4 @@
-"""Matrix products on the CPU: torch's library for many tokens, weights streamed once for a few."""
+"""Linear maps on the CPU: products of large matrices for many tokens, weights streamed once for a few."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .cpu_bind import bind, refuse, wants_grad
 from .cpu_kernels import load_library
+from .cpu_product import product
 
 _F32 = torch.float32
-_FEW = 8  # up to this many tokens the kernel beats torch's library
+_FEW = 8  # up to this many tokens streaming beats a product
 
 
 @cache
@@ -27,10 +28,13 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     if not (x_TI.dtype is weight_OI.dtype is _F32):
         refuse("linear", x_TI, weight_OI)
     tokens, inputs = x_TI.shape
-    if tokens > _FEW or wants_grad(x_TI, weight_OI):
-        return F.linear(x_TI, weight_OI)
+    if wants_grad(x_TI, weight_OI):
+        result: Tensor = _Linear.apply(x_TI, weight_OI)
+        return result
     outputs = weight_OI.shape[0]
     out = torch.empty(tokens, outputs)
+    if tokens > _FEW:
+        return product(x_TI, weight_OI.t(), out)
     x, weight = x_TI.contiguous(), weight_OI.contiguous()
     _kernels().linear_few(tokens, 1, inputs, outputs, x.data_ptr(), weight.data_ptr(), out.data_ptr())
     return out
@@ -67,8 +71,24 @@ def _grouped(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty(x.shape[0], weight.shape[0])
     for g in range(groups):
         rows = slice(g * outputs, (g + 1) * outputs)
-        torch.mm(x[:, g], weight[rows].t(), out=out[:, rows])
+        product(x[:, g], weight[rows].t(), out[:, rows])
     return out
+
+
+class _Linear(torch.autograd.Function):
+    """linear with the gradients that are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight.t(), torch.empty(x.shape[0], weight.shape[0]))
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight = ctx.needs_input_grad
+        return (product(dout, weight, torch.empty(x.shape)) if wants_x else None,
+                product(dout.t(), x, torch.empty(weight.shape)) if wants_weight else None)
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -87,6 +107,6 @@ class _GroupedLinear(torch.autograd.Function):
         dx, dweight = torch.empty(x.shape), torch.empty_like(weight)
         for g in range(groups):
             rows = slice(g * outputs, (g + 1) * outputs)
-            torch.mm(dout[:, rows], weight[rows], out=dx[:, g])
-            torch.mm(dout[:, rows].t(), x[:, g], out=dweight[rows])
+            product(dout[:, rows], weight[rows], dx[:, g])
+            product(dout[:, rows].t(), x[:, g], dweight[rows])
         return dx, dweight

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .cpu_bind import bind, refuse, wants_grad
 from .cpu_kernels import load_library
+from .cpu_product import product
 
 _F32 = torch.float32
 _CHUNK_BYTES = 8 * 2**20  # logits that exist at once: they stay in the last-level cache
@@ -33,13 +34,17 @@ def cross_entropy(hidden_Td: Tensor, head_Vd: Tensor, target_T: Tensor) -> Tenso
         return out
     losses = torch.empty(hidden_Td.shape[0])
     for span in _chunks(hidden_Td.shape[0], head_Vd.shape[0]):
-        _loss_of(torch.mm(hidden_Td[span], head_Vd.t()), target[span], losses[span], into_gradient=False)
+        _loss_of(_logits(hidden_Td[span], head_Vd), target[span], losses[span], into_gradient=False)
     return losses
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:
     step = max(_CHUNK_BYTES // (4 * vocabulary), 64)
     return [slice(at, min(at + step, tokens)) for at in range(0, tokens, step)]
+
+
+def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+    return product(hidden, head.t(), torch.empty(hidden.shape[0], head.shape[0]))
 
 
 def _loss_of(logits: Tensor, target: Tensor, losses: Tensor, *, into_gradient: bool) -> None:
@@ -62,10 +67,10 @@ class _CrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         dhead = torch.zeros_like(head)
         for span in _chunks(hidden.shape[0], head.shape[0]):
-            grad = torch.mm(hidden[span], head.t())
+            grad = _logits(hidden[span], head)
             _loss_of(grad, target[span], losses[span], into_gradient=True)
-            torch.mm(grad, head, out=dhidden[span])
-            dhead.addmm_(grad.t(), hidden[span])
+            product(grad, head, dhidden[span])
+            product(grad.t(), hidden[span], dhead, add=True)
         ctx.save_for_backward(hidden, head, target, dhidden, dhead)
         return losses
 
@@ -78,7 +83,7 @@ class _CrossEntropy(torch.autograd.Function):
         dhead = torch.zeros_like(head)
         scratch = torch.empty(hidden.shape[0])
         for span in _chunks(hidden.shape[0], head.shape[0]):
-            grad = torch.mm(hidden[span], head.t())
+            grad = _logits(hidden[span], head)
             _loss_of(grad, target[span], scratch[span], into_gradient=True)
-            dhead.addmm_(grad.t(), hidden[span] * dlosses[span, None])
+            product(grad.t(), hidden[span] * dlosses[span, None], dhead, add=True)
         return dhidden * dlosses[:, None], dhead, None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .cpu_bind import bind, refuse, wants_grad
 from .cpu_kernels import load_library
+from .cpu_linear import linear
 
 _F32 = torch.float32
 _FEW = 8  # up to this many tokens one kernel does the gate's product too
@@ -34,12 +35,12 @@ def route(
     bias_E = None if bias_E is None else bias_E.contiguous()
     bias = 0 if bias_E is None else bias_E.data_ptr()
     if wants_grad(x_Td, weight_Ed):
-        logits = torch.nn.functional.linear(x_Td, weight_Ed)
+        logits = linear(x_Td, weight_Ed)
         result: tuple[Tensor, Tensor] = _Route.apply(logits, topk, bias, given)
         return result
     tokens, d = x_Td.shape
     if tokens > _FEW:
-        return _route(torch.mm(x_Td, weight_Ed.t()), topk, bias, given)
+        return _route(linear(x_Td, weight_Ed), topk, bias, given)
     count = topk if given is None else given.shape[1]
     x, gate = x_Td.contiguous(), weight_Ed.contiguous()
     ids, weights = torch.empty(tokens, count, dtype=torch.int64), torch.empty(tokens, count)

@@ -43,7 +43,7 @@ INLINE void dots(const float* const* rows, int64_t channels, const float* panel,
     f8 acc[R][V] = {};
     for (int64_t c = 0; c < channels; c++) {
         f8 b[V];
-        for (int v = 0; v < V; v++) b[v] = load8(panel + (c * V + v) * 8);
+        for (int v = 0; v < V; v++) b[v] = hold8(load8(panel + (c * V + v) * 8));
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) acc[r][v] += rows[r][c] * b[v];
     }
@@ -67,7 +67,7 @@ INLINE void mix(const float* const* rows, int64_t count, int64_t c, const float*
         for (int v = 0; v < V; v++) acc[r][v] = add ? load8(out + ((c + r) * V + v) * 8) : all8(0.0f);
     for (int64_t k = 0; k < count; k++) {
         f8 b[V];
-        for (int v = 0; v < V; v++) b[v] = load8(weight + (k * V + v) * 8);
+        for (int v = 0; v < V; v++) b[v] = hold8(load8(weight + (k * V + v) * 8));
         const float* row = rows[k] + c;
         for (int r = 0; r < R; r++)
             for (int v = 0; v < V; v++) acc[r][v] += row[r] * b[v];

@@ -161,7 +161,7 @@ void backward_panel(const Bank& b, const Batch& in, const Plan& p, const Gradien
     panel_to_rows(dx, it.count, b.d, g.rows + it.begin * b.d);
 }
 
-constexpr int BLOCK = 48;    // weight rows that a thread takes at once; a multiple of 6
+constexpr int BLOCK = 96;    // weight rows that a thread takes at once; a multiple of 6
 constexpr int DEPTH = 128;   // tokens summed at once; a multiple of PANEL
 
 // dw[row][column] (+)= sum over n tokens of a(row, token) b(token, column), sixteen or eight columns from b on.
@@ -182,15 +182,16 @@ INLINE void weight_columns(int64_t rows, int64_t n, bool wide, const float* a, i
 void weights_13(const Batch& in, const Plan& p, const float* panels, int64_t panel_size, int32_t at, int n, int64_t rows,
                 int64_t d, float* dw, bool add) {
     float a[BLOCK * DEPTH], b[DEPTH * 16];
+    const float* x[DEPTH];
+    for (int t = 0; t < n; t++) x[t] = in.x + p.order[at + t] / in.choices * d;
     for (int t = 0; t < n; t += PANEL)
         for (int64_t r = 0; r < rows; r++)
             std::memcpy(a + r * DEPTH + t, panels + t / PANEL * panel_size + r * PANEL, sizeof(float) * PANEL);
     for (int64_t c = 0; c < d; c += 16) {
         const bool wide = c + 16 <= d;
         for (int t = 0; t < n; t++) {
-            const float* row = in.x + p.order[at + t] / in.choices * d + c;
-            store8(b + t * 16, load8(row));
-            if (wide) store8(b + t * 16 + 8, load8(row + 8));
+            store8(b + t * 16, load8(x[t] + c));
+            if (wide) store8(b + t * 16 + 8, load8(x[t] + c + 8));
         }
         weight_columns(rows, n, wide, a, DEPTH, 1, b, 16, dw + c, d, add);
     }

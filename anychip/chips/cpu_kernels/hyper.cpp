@@ -17,9 +17,9 @@ INLINE void dots(const float* x, const float* w, int64_t n, float* out, int out_
     f8 acc[R][O] = {};
     for (int64_t i = 0; i < n; i += 8) {
         f8 xs[R];
-        for (int r = 0; r < R; r++) xs[r] = load8(x + r * n + i);
+        for (int r = 0; r < R; r++) xs[r] = hold8(load8(x + r * n + i));
         for (int o = 0; o < O; o++) {
-            f8 ws = load8(w + o * n + i);
+            f8 ws = hold8(load8(w + o * n + i));
             for (int r = 0; r < R; r++) acc[r][o] += xs[r] * ws;
         }
     }
@@ -210,7 +210,7 @@ INLINE void spread_dx(const Spread& g, int t, int64_t i) {
     }
     for (int o = 0; o < g.m; o++)
         for (int c = 0; c < C; c++) {
-            f8 w = load8(g.fn + (i + 8 * c) * g.m + o * 8);
+            f8 w = hold8(load8(g.fn + (i + 8 * c) * g.m + o * 8));
             for (int r = 0; r < R; r++) acc[r][c] += g.a[(t + r) * g.m + o] * w;
         }
     for (int c = 0; c < C; c++)
@@ -225,7 +225,7 @@ INLINE void spread_dfn(const Spread& g, int count, int o, int64_t i) {
         for (int c = 0; c < C; c++) acc[r][c] = load8(g.dfn + (i + 8 * c) * g.m + (o + r) * 8);
     for (int t = 0; t < count; t++)
         for (int c = 0; c < C; c++) {
-            f8 xs = load8(g.x + t * width + i + 8 * c);
+            f8 xs = hold8(load8(g.x + t * width + i + 8 * c));
             for (int r = 0; r < O; r++) acc[r][c] += g.a[t * g.m + o + r] * xs;
         }
     for (int r = 0; r < O; r++)

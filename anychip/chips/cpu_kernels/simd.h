@@ -14,6 +14,14 @@ INLINE f8 load8(const float* p) { return *reinterpret_cast<const f8u*>(p); }
 INLINE void store8(float* p, f8 v) { *reinterpret_cast<f8u*>(p) = v; }
 INLINE f8 all8(float x) { return f8{x, x, x, x, x, x, x, x}; }
 
+// Keep a loaded vector in its register: GCC would rather load it again for every multiply-add that reads it.
+INLINE f8 hold8(f8 v) {
+#if defined(__x86_64__)
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
+
 // The first `count` lanes from memory, the others zero; and the store of the first `count` lanes.
 INLINE f8 load_part(const float* p, int count) {
     f8 v = {};
