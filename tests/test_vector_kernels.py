@@ -16,7 +16,7 @@ import vector_kernel_cases as cases
 pytest.importorskip("triton", reason="kernels are written in Triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that the last test starts")
-TOPICS = "norm rope swiglu hyper_mix hyper_streams".split()
+TOPICS = "norm rope swiglu hyper_mix hyper_streams route compress loss formats optimizer".split()
 
 
 @interpreted
@@ -46,6 +46,43 @@ def test_every_op_and_its_gradients_equal_the_definition(op, dtype):
     assert got.keys() == want.keys()
     for name in want:
         cases.close(got[name], want[name], name, dtype)
+
+
+@interpreted
+def test_adamw_takes_torchs_steps():
+    from anychip.kernels.optimizer import AdamW, adamw_step
+
+    g = torch.Generator().manual_seed(0)
+    want = torch.randn(3, 700, generator=g)
+    got, moments = want.clone(), (torch.zeros(3, 700), torch.zeros(3, 700))
+    peer = torch.optim.AdamW([want], lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    for step in range(1, 4):
+        want.grad = torch.randn(3, 700, generator=g)
+        peer.step()
+        adamw_step(cases.LAUNCH, got, want.grad, moments, AdamW(1e-2, (0.9, 0.999), 1e-8, 0.1, step))
+    torch.testing.assert_close(got, want, rtol=2e-6, atol=2e-7)
+
+
+@interpreted
+@pytest.mark.parametrize("block", ((1, 128), (128, 128)), ids=str)
+def test_fp8_bytes_are_the_definitions(block):
+    from anychip.kernels.formats import dequantize_fp8, quantize_fp8
+    from anychip.ops import formats
+
+    x = torch.randn(150, 200, generator=torch.Generator().manual_seed(0)) * torch.logspace(-9, 9, 200)
+    got, want = quantize_fp8(cases.LAUNCH, x, block), formats.quantize_fp8(x, block)
+    assert torch.equal(got.codes.view(torch.int8), want.codes.view(torch.int8))
+    assert torch.equal(got.scale.view(torch.int8), want.scale.view(torch.int8))
+    assert torch.equal(dequantize_fp8(cases.LAUNCH, got, block), formats.dequantize_fp8(*want, block))
+
+
+@interpreted
+def test_fp4_reads_as_the_definition():
+    from anychip.kernels.formats import dequantize_fp4
+    from anychip.ops import formats
+
+    stored = formats.quantize_fp4(torch.randn(7, 96, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(dequantize_fp4(cases.LAUNCH, stored), formats.dequantize_fp4(*stored))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")

@@ -144,5 +144,44 @@ def hc_post(g, dtype):
     return lambda **a: kernels("hyper").hc_post(LAUNCH, *a.values()), lambda **a: Ops.hc_post(*a.values()), inputs
 
 
+def route_by_score(g, dtype):
+    bias = _randn(g, 20)
+    return (lambda x, weight: kernels("route").route(LAUNCH, x, weight, 3, bias_E=bias),
+            lambda x, weight: Ops.route(x, weight, 3, bias_E=bias),
+            {"x": _randn(g, 9, 24).to(dtype), "weight": _randn(g, 20, 24)})
+
+
+def route_by_hash(g, dtype):
+    ids = torch.rand(9, 16, generator=g).argsort(1)[:, :2]
+    return (lambda x, weight: kernels("route").route(LAUNCH, x, weight, 2, ids_TK=ids),
+            lambda x, weight: Ops.route(x, weight, 2, ids_TK=ids),
+            {"x": _randn(g, 9, 24).to(dtype), "weight": _randn(g, 16, 24)})
+
+
+def cross_entropy(g, dtype):
+    target = torch.tensor([0, 76, -1, 5, -100, 33, 2])
+    return (lambda x, head: kernels("loss").cross_entropy(LAUNCH, x, head, target),
+            lambda x, head: Ops.cross_entropy(x, head, target),
+            {"x": _randn(g, 7, 24).to(dtype), "head": _randn(g, 77, 24)})
+
+
+def _compress(g, dtype, ratio, previous):
+    width = 48 if previous is None else 96
+    first = torch.tensor([0, ratio, 2 * ratio, 3 * ratio + 2])
+    inputs = {"value": _randn(g, 4 * ratio + 5, width).to(dtype), "gate": 3 * _randn(g, 4 * ratio + 5, width).to(dtype),
+              "ape": _randn(g, ratio, width)}
+    return (lambda **a: kernels("compress").compress(LAUNCH, *a.values(), (first, previous)),
+            lambda **a: Ops.compress(*a.values(), first, previous), inputs)
+
+
+def compress_csa(g, dtype):
+    return _compress(g, dtype, 4, torch.tensor([-1, 0, 4, -1]))
+
+
+def compress_hca(g, dtype):
+    return _compress(g, dtype, 128, None)
+
+
 OPS = (rms_norm, rms_norm_of_long_rows, rms_norm_without_weight, rope_of_heads, rope_back, norm_rope_of_queries,
-       norm_rope_of_entries, swiglu, swiglu_without_weight, hc_pre, hc_head, hc_post)
+       norm_rope_of_entries, swiglu, swiglu_without_weight, hc_pre, hc_head, hc_post,
+       route_by_score, route_by_hash, cross_entropy, compress_csa, compress_hca)
