@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..errors import NotSupported
 from ..ops import Keys, Ranges
 from .example import Launch, example
 from .grid import Args, power_of_2
@@ -26,26 +27,25 @@ ABSENT, RUN, LIST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def load_run(rows, start, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def load_run(rows, start, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
     """The tile [N, C] of `left` rows from `start` on; zeros after them."""
     n = tl.arange(0, BLOCK_N)
-    c = tl.arange(0, BLOCK_C)
+    c = tl.arange(0, CHANNELS)
     at = rows + start.to(tl.int64) * CHANNELS + n[:, None] * CHANNELS + c[None, :]
-    return tl.load(at, mask=(n[:, None] < left) & (c[None, :] < CHANNELS), other=0.0)
+    return tl.load(at, mask=n[:, None] < left, other=0.0)
 
 
 @triton.jit
-def load_list(rows, chosen, num_rows, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The tile [N, C] of the rows that `left` numbers at `chosen` name, and which of them are real (not negative).
+def load_list(rows, chosen, num_rows, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The tile [N, C] of the rows that `left` numbers at `chosen` name, the rows, and which are real (not negative).
 
     Every lane reads a row that exists: on Ascend a masked gather reads memory all the same.
     """
     n = tl.arange(0, BLOCK_N)
-    c = tl.arange(0, BLOCK_C)
-    row = tl.load(chosen + n, mask=n < left, other=-1)
-    at = rows + tl.minimum(tl.maximum(row, 0), num_rows - 1)[:, None].to(tl.int64) * CHANNELS + c[None, :]
-    keys = tl.load(at) if BLOCK_C == CHANNELS else tl.load(at, mask=c[None, :] < CHANNELS, other=0.0)
-    return keys, row >= 0
+    named = tl.load(chosen + n, mask=n < left, other=-1)
+    row = tl.minimum(tl.maximum(named, 0), num_rows - 1)
+    keys = tl.load(rows + row[:, None].to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)[None, :])
+    return keys, row, named >= 0
 
 
 @triton.jit
@@ -69,7 +69,13 @@ def mix_in(logit, lse, keys, mixed):
 
 
 def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[Args, dict[str, Any]]:
-    """Return the args and constants that say which rows a token sees; the same for forward and backward."""
+    """Return the args and constants that say which rows a token sees; the same for forward and backward.
+
+    Raises NotSupported for a head_dim that is no power of two from 16 on.
+    """
+    _, heads, channels = query_THC.shape
+    if channels < 16 or channels & (channels - 1):
+        raise NotSupported(f"attention kernels take a head_dim of 16, 32, 64, ...; this one is {channels}")
     entries, selected, form = keys.compressed_MC, keys.selected, ABSENT.value
     start, count, chosen = keys.window.start, keys.window.count, keys.window.start
     if entries is None or selected is None or not entries.shape[0]:
@@ -83,10 +89,9 @@ def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[Args, dict[str, Any]]
             "entry_count": count, "chosen": chosen}
     args: Args = {"window": keys.window_NC.contiguous(), "entries": entries.contiguous()}
     args |= {name: value.int().contiguous() for name, value in rows.items()}
-    _, heads, channels = query_THC.shape
     args |= {"heads": heads, "num_entries": entries.shape[0], "scale": channels**-0.5,
              "num_chosen": chosen.shape[1] if form == LIST.value else 0}
-    return args, {"FORM": form, "CHANNELS": channels, "BLOCK_C": max(16, power_of_2(channels))}
+    return args, {"FORM": form, "CHANNELS": channels}
 
 
 def head_block(family: Family, heads: int, channels: int) -> int:
@@ -108,7 +113,7 @@ def attend(launch: Launcher, query_THC: Tensor, keys: Keys, sink_H: Tensor) -> t
     return out, lse
 
 
-def _inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def attention_inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Query, window, entries and sinks; one token's logits are large, one head's sink takes all, one's nothing."""
     tokens, heads, channels = shape
     generator = torch.Generator().manual_seed(seed)
@@ -139,20 +144,20 @@ def ranges(start: list[int], count: list[int]) -> Ranges:
 
 def _window_inputs(seed: int) -> Launch:
     """V4's head of 512 channels; one token sees one row, one a full window at the buffer's very end."""
-    query, window, _, sink = _inputs(seed, (3, 40, 512), torch.bfloat16)
+    query, window, _, sink = attention_inputs(seed, (3, 40, 512), torch.bfloat16)
     return _example(query, Keys(window, ranges([0, 60, 3], [1, 67, 128])), sink)
 
 
 def _run_inputs(seed: int) -> Launch:
     """HCA: window rows and a run of entries (none for the first token); few narrow heads, as in small models."""
-    query, window, entries, sink = _inputs(seed, (3, 4, 64), torch.float32)
+    query, window, entries, sink = attention_inputs(seed, (3, 4, 64), torch.float32)
     keys = Keys(window, ranges([0, 3, 2], [5, 128, 1]), entries, ranges([0, 2, 40], [0, 73, 3]))
     return _example(query, keys, sink)
 
 
 def _list_inputs(seed: int) -> Launch:
     """CSA: listed entries; a token without any, a gap of -1 inside a list, and the last entry of all."""
-    query, window, entries, sink = _inputs(seed, (3, 24, 512), torch.bfloat16)
+    query, window, entries, sink = attention_inputs(seed, (3, 24, 512), torch.bfloat16)
     chosen = torch.arange(67, dtype=torch.int32).repeat(3, 1) + torch.tensor([[0], [5], [8]], dtype=torch.int32)
     chosen[0], chosen[1, 20:], chosen[2, 3] = -1, -1, -1
     return _example(query, Keys(window, ranges([0, 1, 129], [17, 3, 2]), entries, chosen), sink)
@@ -187,15 +192,15 @@ def _attention_reference(args: dict[str, Any]) -> dict[str, Tensor]:
 def attention_forward(
     query, window, window_start, window_count, entries, entry_start, entry_count, chosen, sink, out, lse,
     heads, num_entries, num_chosen, scale,
-    FORM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    FORM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """out [T, H, C] and lse [T, H]; `*_count` of a listed token counts slots, of which negative ones are absent."""
     t = tl.program_id(0)
-    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    c = tl.arange(0, BLOCK_C)
+    h0 = tl.program_id(1) * BLOCK_H
+    h = tl.arange(0, BLOCK_H)
     n = tl.arange(0, BLOCK_N)
-    at = t.to(tl.int64) * heads * CHANNELS + h[:, None] * CHANNELS + c[None, :]
-    inside = (h[:, None] < heads) & (c[None, :] < CHANNELS)
+    at = (t.to(tl.int64) * heads + h0) * CHANNELS + h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    inside = h[:, None] < heads - h0
     q = tl.load(query + at, mask=inside, other=0.0)
     start = tl.load(window_start + t)
     count = tl.load(window_count + t)
@@ -203,32 +208,32 @@ def attention_forward(
     entry_left = tl.load(entry_count + t)
     chosen += t.to(tl.int64) * num_chosen
 
-    peak = tl.load(sink + h, mask=h < heads, other=0.0)
+    peak = tl.load(sink + h0 + h, mask=h < heads - h0, other=0.0)
     total = tl.full((BLOCK_H,), 1.0, tl.float32)
     for first in range(0, count, BLOCK_N):
-        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N, BLOCK_C)
+        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N)
         peak, total = add_up(logits(q, keys, n < count - first, scale), peak, total)
     if FORM == RUN:
         for first in range(0, entry_left, BLOCK_N):
-            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N)
             peak, total = add_up(logits(q, keys, n < entry_left - first, scale), peak, total)
     if FORM == LIST:
         for first in range(0, entry_left, BLOCK_N):
-            keys, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            keys, row, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N)
             peak, total = add_up(logits(q, keys, seen, scale), peak, total)
     denominator = peak + tl.log(total)
-    tl.store(lse + t * heads + h, denominator, mask=h < heads)
+    tl.store(lse + t * heads + h0 + h, denominator, mask=h < heads - h0)
 
-    mixed = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+    mixed = tl.zeros((BLOCK_H, CHANNELS), tl.float32)
     for first in range(0, count, BLOCK_N):
-        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N, BLOCK_C)
+        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N)
         mixed = mix_in(logits(q, keys, n < count - first, scale), denominator, keys, mixed)
     if FORM == RUN:
         for first in range(0, entry_left, BLOCK_N):
-            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N)
             mixed = mix_in(logits(q, keys, n < entry_left - first, scale), denominator, keys, mixed)
     if FORM == LIST:
         for first in range(0, entry_left, BLOCK_N):
-            keys, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N, BLOCK_C)
+            keys, row, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N)
             mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
     tl.store(out + at, mixed.to(out.dtype.element_ty), mask=inside)
