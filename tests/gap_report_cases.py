@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 from anychip.gap.compare import Comparison, Row
+from anychip.gap.localise import Place
 from anychip.gap.report.html import render
 from anychip.record import Kind, Quantity
 
@@ -68,7 +69,10 @@ def comparison() -> Comparison:
         costliest=(top(3.0), top(0.5)), memory=memory, kl_positions=list(range(0, 2048, 32)),
         costliest_decode=(top(0.02), top(0.0004)),
         limits=({"name": "cpu", "device": "a processor", "guesses": []},
-                {"name": "x1", "device": "one X1", "guesses": ["launch.matmul", "efficiency.vector"]}))
+                {"name": "x1", "device": "one X1", "guesses": ["launch.matmul", "efficiency.vector"]}),
+        hard_cases=[{"op": "experts", "case": "outliers", "direction": "forward", "of": "output", "error": 0.5,
+                     "floor": 0.001, "error_a": 1e-7, "allowed": 0.01, "gap": True}],
+        places=[Place("experts", "op", "op experts: its result is 0.5 from the float64 golden", 0.5)])
 
 
 def broken() -> Comparison:
@@ -90,7 +94,8 @@ def equal() -> Comparison:
     zero = emulated(0.0, "", 0.0, 0.0)
     text = whole.generation[0] | {"b": whole.generation[0]["a"], "identical": True, "same_tokens": 8}
     return replace(
-        whole, about_b=whole.about_a, departs_op=None, departs_layer=None, generation=[text],
+        whole, about_b=whole.about_a, departs_op=None, departs_layer=None, generation=[text], places=[],
+        hard_cases=[row | {"error": 0.0, "gap": False} for row in whole.hard_cases],
         ops=[replace(row, gap=zero) for row in whole.ops], layers=[replace(row, gap=zero) for row in whole.layers],
         model=[replace(row, gap=zero) for row in whole.model], kl_by_position=[0.0] * 64,
         losses=(whole.losses[0], whole.losses[0]))

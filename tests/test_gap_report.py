@@ -144,7 +144,8 @@ def test_json_tells_nan_from_unknown():
 
 def test_verdict_names_the_first_op_that_departs():
     marks = {line.about: line.mark for line in verdicts(comparison())}
-    assert headline(comparison()) == "First op that departs: experts in layers.1.ffn"
+    assert headline(comparison()) == "Faulty: op experts: its result is 0.5 from the float64 golden"
+    assert headline(replace(comparison(), places=[])) == "First op that departs: experts in layers.1.ffn"
     assert (marks["ops"], marks["layers"], marks["loss"]) == (Mark.DIFFERS, Mark.DIFFERS, Mark.SAME)
     assert headline(equal()) == "No op and no layer departs beyond what fp32 explains"
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..gap.bundle import Bundle
     from ..gap.subject import Subject
 
-SECTIONS = 6  # sections that one chip's recording has
+SECTIONS = 8  # sections that one chip's recording has
 
 
 def gap(
@@ -75,9 +75,11 @@ def _record_all(subject: Subject, names: list[str], output: Path) -> list[Bundle
     """Record every chip's run, after all chips have opened and the output's folder is known to be writable."""
     from ..chips import open_chip
     from ..gap.bundle import check_writable
+    from ..gap.proof import Reference
     from ..gap.record import record
 
     check_writable(output)
+    reference = Reference(subject)
     opened, found = [open_chip(name) for name in names], []
     with progress_bar("running", SECTIONS * len(opened)) as advance:
         for i, device in enumerate(opened):
@@ -86,7 +88,7 @@ def _record_all(subject: Subject, names: list[str], output: Path) -> list[Bundle
             def tell(section: str, name: str = device.name, done: object = done) -> None:
                 advance(next(done), SECTIONS * len(opened), f"{name}: {section}")  # type: ignore[call-overload]
 
-            found.append(record(subject, device, tell))
+            found.append(record(reference, device, tell))
     return found
 
 

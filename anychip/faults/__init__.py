@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ChipError, nearest
-from . import attention, feed_forward, model
+from . import attention, feed_forward, model, weights
 from .fault import Fault, PatchedOps
 from .parts import PARTS
 
@@ -12,7 +12,7 @@ __all__ = ["PARTS", "Fault", "PatchedOps", "find_fault", "list_faults"]
 
 def list_faults() -> list[Fault]:
     """Return every planted fault: those of the ops first, then those of the model around them."""
-    return [value for topic in (attention, feed_forward, model) for value in vars(topic).values()
+    return [value for topic in (attention, feed_forward, model, weights) for value in vars(topic).values()
             if isinstance(value, Fault)]
 
 

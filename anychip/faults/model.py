@@ -1,4 +1,4 @@
-"""Faults of the model around its ops: which rows a token sees, angles, states, weights and what is passed on."""
+"""Faults of the model around its ops: which rows a token sees, angles, states and what is passed on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..ops import Ops, Ranges
 from .fault import model_fault
 
 
-def _blocks(model: Transformer) -> list[Block]:
+def blocks_of(model: Transformer) -> list[Block]:
+    """Return the model's blocks, the MTP block not among them."""
     return [block for block in model.layers if isinstance(block, Block)]
 
 
@@ -180,7 +181,7 @@ def overlap_lost_between_chunks(model: Transformer) -> None:
 @model_fault("compressor_state", "a compressor's open tokens are lost between chunks: zeros stand in their place",
              "GDzhu01/vllm-ascend-deepseekv4#131")
 def compressor_state_lost(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         if block.attn.compressor is not None:
             _wrap(block.attn.compressor, _forgetful)
 
@@ -208,26 +209,26 @@ def stale_window_rows(model: Transformer) -> None:
 
 @model_fault("hash_table", "hash routing looks up the token before")
 def hash_table_shifted(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         if block.ffn.gate.tid2eid is not None:
             _wrap(block.ffn, lambda forward, x, ids, ops: forward(x, ids.roll(1), ops))
 
 
 @model_fault("routing_scale", "routing weights are multiplied by the scaling factor twice")
 def routing_scaled_twice(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         block.ffn.scale = block.ffn.scale**2
 
 
 @model_fault("routing_scale", "routing weights are not multiplied by the scaling factor")
 def routing_scale_missing(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         block.ffn.scale = 1.0
 
 
 @model_fault("shared_expert", "the shared expert's output is not added")
 def shared_expert_missing(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         _wrap(block.ffn, lambda forward, x, ids, ops: forward(x, ids, _without_mlp(ops)))
 
 
@@ -239,43 +240,16 @@ def _without_mlp(ops: Ops) -> Ops:
 
 @model_fault("swiglu_limit", "the config's clamp is read as twice its value")
 def clamp_limit_wrong(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         block.ffn.limit = 2 * block.ffn.limit
 
 
 @model_fault("indexer", "every visible entry is attended to: the indexer's choice is ignored")
 def indexer_ignored(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         if block.attn.indexer is not None:
             _wrap(block.attn.indexer, lambda forward, x, latent, layer, cache, ops:
                   (forward(x, latent, layer, cache, ops), layer.visible)[1])
-
-
-def _scale_blocks(weight: Tensor, change: Callable[[Tensor], Tensor]) -> None:
-    """Pass each 128x128 block's scale (its largest value here) through `change`."""
-    with torch.no_grad():
-        rows, columns = -(-weight.shape[0] // 128), -(-weight.shape[1] // 128)
-        scale = torch.stack([torch.stack([b.abs().amax() for b in band.split(128, 1)]) for band in weight.split(128)])
-        wrong = change(scale).reshape(rows, columns) / scale.clamp_min(1e-30)
-        weight.mul_(wrong.repeat_interleave(128, 0)[: weight.shape[0]].repeat_interleave(128, 1)[:, : weight.shape[1]])
-
-
-@model_fault("weights", "FP8 scales of one projection are off by a factor of two", "modelscope/ms-swift#9724")
-def fp8_scale_doubled(model: Transformer) -> None:
-    _scale_blocks(_blocks(model)[1].attn.wq_a.weight, lambda scale: 2 * scale)
-
-
-@model_fault("weights", "FP8 scales of one projection are read in the wrong order", "modelscope/ms-swift#9724")
-def fp8_scale_misordered(model: Transformer) -> None:
-    _scale_blocks(_blocks(model)[1].attn.wq_b.weight, lambda scale: scale.flip(0))
-
-
-@model_fault("weights", "the two FP4 values of a byte are swapped in the routed experts")
-def fp4_nibbles_swapped(model: Transformer) -> None:
-    with torch.no_grad():
-        for block in _blocks(model):
-            w13 = block.ffn.experts.w13
-            w13.copy_(w13.unflatten(-1, (-1, 2)).flip(-1).flatten(-2))
 
 
 @model_fault("mtp_input", "the MTP block gets the normalised output instead of the streams before the HC head")
@@ -298,5 +272,5 @@ def mtp_on_the_wrong_token(model: Transformer) -> None:
 
 @model_fault("gradient", "the residual path through the attention sub-layers gets no gradient")
 def attention_gradient_dropped(model: Transformer) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model):
         _wrap(block.attn, lambda forward, *arguments: forward(*arguments).detach())

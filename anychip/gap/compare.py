@@ -13,12 +13,9 @@ from torch import Tensor
 from ..errors import BundleError
 from ..record import Kind, Quantity
 from .bundle import Bundle
+from .localise import Place
 from .numerics import difference
-
-# Relative rms difference that a chip's format explains for one op on equal inputs: 1.5 roundings (half a unit in the
-# last place each), about twice what rounding inputs, weights and output gives; fp32 leaves room for long sums.
-EXPLAINED = {"fp32": 1e-5, "tf32": 1.5 * 2**-11, "hf32": 1.5 * 2**-12, "fp16": 1.5 * 2**-11, "bf16": 1.5 * 2**-8,
-             "fp8": 1.5 * 2**-4, "fp4": 1.5 * 2**-2}
+from .proof import EXPLAINED, judged_cases, places
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,8 @@ class Comparison:
     `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
     whose difference is larger than the coarser chip's number format explains: `explained` for one op on equal
     inputs; `explained_layers`, sqrt(op calls) times that, for a whole run (each call's error independent).
+    `hard_cases` are b's ops on hard inputs against the float64 golden, with what is allowed; `places` are where b is
+    faulty, likeliest first (see `localise`), and empty where it is not.
     `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
     `costliest_decode` those of a decode step at the longest context; `limits` say whose limits times them.
     """
@@ -62,6 +61,8 @@ class Comparison:
     kl_positions: list[int]
     costliest_decode: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     limits: tuple[dict[str, Any] | None, dict[str, Any] | None]
+    hard_cases: list[dict[str, Any]]
+    places: list[Place]
 
 
 def compare(a: Bundle, b: Bundle) -> Comparison:
@@ -87,6 +88,7 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
         costliest_decode=tuple(_top_decode(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
         kl_positions=a.tensors["model/positions"].tolist(),
         limits=tuple(bundle.tables["speed"]["facts"] for bundle in (a, b)),  # type: ignore[arg-type]
+        hard_cases=judged_cases(a, b), places=places(a, b),
     )
 
 

@@ -20,11 +20,12 @@ def cross_entropy(hidden_Td: Tensor, head_Vd: Tensor, target_T: Tensor) -> Tenso
     """Return -log softmax(hidden @ head^T)[target] for each token, fp32 [T]; 0 where the target is negative."""
     losses = []
     for hidden, target in zip(hidden_Td.split(_CHUNK), target_T.split(_CHUNK), strict=True):
-        losses.append(checkpoint(_chunk_loss, hidden, head_Vd, target, use_reentrant=False))
+        losses.append(checkpoint(token_losses, hidden, head_Vd, target, use_reentrant=False))
     return torch.cat(losses) if losses else hidden_Td.new_zeros(0, dtype=torch.float32)
 
 
-def _chunk_loss(hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
+def token_losses(hidden: Tensor, head: Tensor, target: Tensor) -> Tensor:
+    """`cross_entropy` of a few tokens at once, whose logits all exist (and, in training, are kept)."""
     return F.cross_entropy(F.linear(hidden.float(), head.float()), target.clamp_min(-1), ignore_index=-1,
                            reduction="none")
 

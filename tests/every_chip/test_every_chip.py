@@ -5,7 +5,7 @@ import torch
 from models import nano, random_ids, vivid_model
 
 from anychip.chips import list_chips, open_chip
-from anychip.gap.compare import EXPLAINED
+from anychip.gap.proof import EXPLAINED
 from anychip.model import Layout, State
 from anychip.ops import Ops
 from anychip.text.batches import TokenBatches

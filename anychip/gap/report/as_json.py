@@ -30,6 +30,9 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "explained": {"format": coarser_format(comparison), "value": comparison.explained,
                       "layers": comparison.explained_layers},
         "departs": {"op": comparison.departs_op, "layer": comparison.departs_layer},
+        "faulty": [{"part": place.part, "kind": place.kind, "text": place.text, "size": place.size}
+                   for place in comparison.places],
+        "hard_cases": comparison.hard_cases,
         **{name: _rows(getattr(comparison, name)) for name in TABLES},
         "kl_by_position": {"unit": "nats/token", "kind": _kind(comparison).value,
                            "positions": comparison.kl_positions, "values": comparison.kl_by_position},

@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 
 from ...record import Kind, Quantity
 from ..bundle import write_whole
-from ..compare import EXPLAINED, Comparison
+from ..compare import Comparison
+from ..proof import EXPLAINED
 from . import plots
 from .words import (
     MEANINGS,

@@ -10,8 +10,9 @@ from enum import Enum
 from typing import Any
 
 from ...record import Kind, Quantity
-from ..compare import EXPLAINED, Comparison, Row
+from ..compare import Comparison, Row
 from ..numerics import DISCRETE
+from ..proof import EXPLAINED
 
 TAGS = {Kind.MEASURED: "meas", Kind.EMULATED: "emul", Kind.SIMULATED: "sim", Kind.PUBLISHED: "publ"}
 MEANINGS = {
@@ -141,6 +142,8 @@ def row_note(row: Row) -> str:
 def headline(comparison: Comparison) -> str:
     """Return the verdict in one sentence."""
     name = coarser_format(comparison)
+    if comparison.places:
+        return f"Faulty: {comparison.places[0].text}"
     if comparison.departs_op is not None:
         return f"First op that departs: {comparison.departs_op}"
     if comparison.departs_layer is not None:
@@ -151,7 +154,7 @@ def headline(comparison: Comparison) -> str:
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
     """Return the whole verdict, most telling lines first."""
-    return [_ops(comparison), _layers(comparison), *_model(comparison), _training(comparison),
+    return [_faults(comparison), _ops(comparison), _layers(comparison), *_model(comparison), _training(comparison),
             _generation(comparison), *_speed(comparison), _memory(comparison)]
 
 
@@ -162,6 +165,18 @@ def beyond(row: Row, bound: float) -> bool:
 
 def _explained(comparison: Comparison, bound: float) -> str:
     return f"{coarser_format(comparison)} explains up to {number(bound)}"
+
+
+def _faults(comparison: Comparison) -> Verdict:
+    """What the hard cases and the guided runs say: no fault, or where."""
+    cases = len(comparison.hard_cases)
+    if not comparison.places:
+        worst = max(comparison.hard_cases, key=lambda row: row["error"] / row["allowed"])
+        return Verdict(Mark.SAME, "faults", (
+            f"none found: {cases} hard cases of every op against float64 (nearest to its bound: {worst['op']} "
+            f"{worst['direction']}, {number(worst['error'])} of {number(worst['allowed'])} allowed), the model's code "
+            "in guided runs (whole, packed, chunks, decode, MTP), and its gradients",))
+    return Verdict(Mark.DIFFERS, "faults", ("; ".join(place.text for place in comparison.places),))
 
 
 def _ops(comparison: Comparison) -> Verdict:
