@@ -51,7 +51,8 @@ class _Request(ctypes.Structure):
         ("num_arguments", ctypes.c_int64), ("data", ctypes.c_void_p), ("bytes", ctypes.c_void_p),
         ("scalars", ctypes.c_void_p), ("grid", ctypes.c_int64 * 3),
         ("num_blocks", ctypes.c_int64), ("blocks", ctypes.c_void_p),
-        ("num_observers", ctypes.c_int64), ("observers", ctypes.c_void_p)]
+        ("num_observers", ctypes.c_int64), ("observers", ctypes.c_void_p), ("poison", ctypes.c_int32),
+        ("numerics", ctypes.c_int32)]
 
 
 @functools.cache
@@ -74,7 +75,8 @@ def library() -> ctypes.CDLL:
 class Launch:
     """How a program is started: arguments in order, grid of three, the blocks to run, bytes of each on-chip memory.
 
-    observers: addresses of the library's observers (checker, recorder); none: the fastest run.
+    observers: addresses of the library's observers (checker, recorder); none: the fastest run. poison: the byte that
+    fills memory which nothing has written. numerics: False moves no data but loads, for runs that are only timed.
     """
 
     arguments: Sequence[Memory | Scalar]
@@ -82,6 +84,8 @@ class Launch:
     blocks: Sequence[int]
     chip_bytes: dict[str, int]
     observers: Sequence[int] = ()
+    poison: int = 0xFF
+    numerics: bool = True
 
 
 def run_program(program: Program, launch: Launch) -> RawRun:
@@ -97,7 +101,7 @@ def run_program(program: Program, launch: Launch) -> RawRun:
         code.ctypes.data, len(code), functions.ctypes.data, len(program.functions), program.workspace_bytes,
         (ctypes.c_int64 * 6)(*(launch.chip_bytes.get(space, 0) for space in SPACES)), len(arguments), data.ctypes.data,
         sizes.ctypes.data, scalars.ctypes.data, (ctypes.c_int64 * 3)(*launch.grid), len(blocks), blocks.ctypes.data,
-        len(launch.observers), observers.ctypes.data)
+        len(launch.observers), observers.ctypes.data, launch.poison, int(launch.numerics))
     lib = library()
     result = lib.machine_run(ctypes.byref(request))
     try:

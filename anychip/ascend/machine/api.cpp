@@ -35,6 +35,8 @@ struct RunRequest {
   const int64_t* blocks;
   int64_t num_observers;
   Observer* const* observers;
+  int32_t poison;    // what fills memory that nothing has written: 0 to 255
+  int32_t numerics;  // 0: only loads move data; for time, where no branch depends on what is computed
 };
 
 struct RunResult {
@@ -79,6 +81,7 @@ RunResult* machine_run(const RunRequest* request) {
       arguments.push_back({static_cast<uint8_t*>(r.data[i]), r.bytes[i], slot});
     }
     Machine machine(program, chip, result->findings);
+    machine.set(uint8_t(r.poison), r.numerics != 0);
     for (int64_t i = 0; i < r.num_observers; ++i) machine.observe(r.observers[i]);
     try {
       machine.run(arguments, r.grid, std::vector<int64_t>(r.blocks, r.blocks + r.num_blocks));

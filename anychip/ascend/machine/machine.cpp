@@ -43,12 +43,12 @@ void Machine::prepare(const std::vector<Value>& arguments) {
   for (Observer* o : observers_) o->begin(launch);
 }
 
-// On-chip memory and workspace hold nothing that a kernel may rely on: all ones, which floats read as NaN.
+// On-chip memory and workspace hold nothing that a kernel may rely on: all ones by default, which floats read as NaN.
 void Machine::poison() {
   for (size_t b = size_t(workspace_); b < memory_.size(); ++b) {
     Memory& m = memory_[b];
     const int64_t n = int(b) == workspace_ ? m.bytes : m.used;
-    if (n) std::memset(m.data, 0xff, size_t(n));
+    if (n) std::memset(m.data, poison_, size_t(n));
   }
 }
 

@@ -104,6 +104,7 @@ class Machine {
  public:
   Machine(const Program& program, const Chip& chip, Findings& findings);
   void observe(Observer* observer) { observers_.push_back(observer); }
+  void set(uint8_t poison, bool numerics) { poison_ = poison, numerics_ = numerics; }
   // Runs the blocks one after another; arguments' memory is read and written in place.
   void run(const std::vector<Value>& arguments, const int64_t grid[3], const std::vector<int64_t>& blocks);
   int64_t steps() const { return steps_; }
@@ -130,6 +131,8 @@ class Machine {
   int lock_ = 0, workspace_ = 0, on_chip_ = 0;
   int64_t block_ = 0, steps_ = 0, blocks_done_ = 0;
   int64_t total_blocks_ = 0;
+  uint8_t poison_ = 0xff;
+  bool numerics_ = true;
   bool mixed_ = false;
   std::array<std::array<int32_t, 64>, 2> to_vector_{}, to_cube_{};  // cross-core flags, for and from each vector core
   std::array<int32_t, 64> last_set_{};

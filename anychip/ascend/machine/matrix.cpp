@@ -46,7 +46,7 @@ void Core::matrix(TileOp& op) {
   }
   matrix_steps(op, shape, events);
   if (op.in(0).outside || op.in(1).outside || op.out().outside) op.fail("a matrix of the cube reaches outside its buffer");
-  matmul(op, shape);
+  if (machine_.numerics_) matmul(op, shape);
 }
 
 void Core::matrix_steps(TileOp& op, const MatmulShape& s, const int64_t* events) {

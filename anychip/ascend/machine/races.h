@@ -83,7 +83,7 @@ class Races : public Observer {
     found.buffer = access.buffer;
     found.low = hole;
     found.high = hole + 1;
-    (step.kind == StepKind::scalar || to_global(step) ? findings_ : suspects_).report(found);
+    (step.kind == StepKind::scalar || to_argument(step) ? findings_ : suspects_).report(found);
   }
 
   void record(const Step& step, const Access& access, int me, Stamp stamp) {
@@ -103,9 +103,11 @@ class Races : public Observer {
                       int32_t(earlier.pipe), access.buffer, -1, block_, low, access.high(), 1});
   }
 
-  static bool to_global(const Step& step) {
-    return std::any_of(step.access, step.access + step.accesses,
-                       [](const Access& access) { return access.write && access.space == Space::gm; });
+  // Whether it writes an argument of the kernel (a workspace holds garbage that may never be used).
+  bool to_argument(const Step& step) const {
+    return std::any_of(step.access, step.access + step.accesses, [&](const Access& access) {
+      return access.write && access.space == Space::gm && buffers_[access.buffer].argument >= 0;
+    });
   }
 
   Findings& findings_;

@@ -137,7 +137,7 @@ int Core::tile(const int32_t* p) {
   for (Operand& o : op.operand)
     if (!o.scalar) bind(o);
   if (!machine_.observers_.empty()) tile_step(op);
-  run_tile_op(op);
+  if (machine_.numerics_ || op.code == TileOpCode::load) run_tile_op(op);
   if (!staged_.empty()) write_back(op), staged_.clear();
   return length;
 }
