@@ -32,6 +32,7 @@ KINDS: tuple[tuple[str, str], ...] = (
                    "prefix reads and rewrites its whole tile, neighbours' bytes too."),
     ("sync_left", "A cross-core flag is still set when the kernel ends: a cross-core wait is missing."),
 )
+UNINITIALISED = 7
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class RawFinding:
-    """The machine's numbers (machine/step.h, struct Finding), in order."""
+    """The machine's numbers (machine/step.h, struct Finding), in order.
+
+    Of an uninitialised read, `event` is the buffer that came out otherwise with other garbage (-1: the read itself).
+    """
 
     kind: int
     instruction: int
@@ -116,7 +120,7 @@ def describe(found: Iterable[RawFinding], kernel: str, listing: Listing) -> tupl
         other = (_place(raw.other_instruction, raw.other_core, raw.other_pipe, listing)
                  if raw.other_instruction >= 0 else None)
         finding = Finding(name, kernel, place, _seen(raw, name, listing, other), advice, raw.block, raw.count, other)
-        key = (name, place, other, raw.buffer)
+        key = (name, place, other, raw.buffer, raw.event if raw.kind == UNINITIALISED else -1)
         first = merged.get(key)
         merged[key] = finding if first is None else Finding(**{**vars(first), "count": first.count + raw.count})
     return tuple(sorted(merged.values(), key=lambda f: ([k for k, _ in KINDS].index(f.kind), f.place.line)))
@@ -145,7 +149,8 @@ def _seen(raw: RawFinding, name: str, listing: Listing, other: Place | None) -> 
         of = f", which has {size} bytes" if size is not None else ""
         return f"{'writes' if name == 'outside_write' else 'reads'} {span}{of}"
     if name == "uninitialised":
-        return f"its result depends on byte {raw.low} of {where}, which nothing has written"
+        output = listing.buffer(raw.event)[0] if raw.event >= 0 else "its result"
+        return f"{output} depends on byte {raw.low} of {where}, which nothing has written"
     if name in ("read_after_write", "write_after_read", "write_after_write") and other is not None:
         verb = "reads" if name.startswith("read") else "writes"
         before = "reads" if name.endswith("read") else "writes"

@@ -20,6 +20,7 @@ from .lower import lower
 from .machine import Launch, Memory, RawRun, Scalar, library, run_program
 from .opcodes import CORES
 from .program import Program
+from .uninitialised import Before, reached
 
 Value = Any  # torch.Tensor, numpy.ndarray, int, float or bool
 _TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64", "i1": "bool", "i8": "int8",
@@ -88,9 +89,11 @@ def _checked(program: Program, launch: Launch) -> tuple[RawRun, tuple[RawFinding
     lib = _checker()
     checker = lib.checker_new()
     try:
-        observers = (*launch.observers, lib.checker_observer(checker))
+        observers, before = (*launch.observers, lib.checker_observer(checker)), Before.of(launch)
         raw = run_program(program, Launch(launch.arguments, launch.grid, launch.blocks, launch.chip_bytes, observers))
         found, suspects = (_read(lib, checker, which) for which in (0, 1))
+        if suspects and not raw.error:
+            found += reached(program, launch, before, suspects)
         return RawRun((*raw.findings, *found), *list(vars(raw).values())[1:]), suspects
     finally:
         lib.checker_free(checker)
