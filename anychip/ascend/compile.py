@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import KernelError
+from ..errors import AnychipError, KernelError
 from . import cache
 from .diagnose import definition, from_bishengir, notes
 from .frontend import check_arguments, content, linalg, triton_ir
@@ -72,8 +72,8 @@ def compile_kernel(fn: Any, signature: dict[str, str], constants: dict[str, Any]
     signature = check_arguments(fn, signature, constants)
     options = options or CompileOptions()
     folder = folder or cache.cache_folder()
-    key = cache.digest(toolchain.versions, content(fn), repr(signature), repr(sorted(constants.items())), repr(options),
-                       chip.name)
+    key = cache.digest(toolchain.versions, _content(fn, signature, constants, chip), repr(signature),
+                       repr(sorted(constants.items())), repr(options), chip.name)
     entry = cache.load(folder, key)
     if entry is None:
         entry = _stages(toolchain, fn, signature, constants, chip, options)
@@ -82,6 +82,16 @@ def compile_kernel(fn: Any, signature: dict[str, str], constants: dict[str, Any]
     return CompiledKernel(name=fn.fn.__name__, target=chip, signature=signature, constants=dict(constants),
                           memory=memory, source_file=definition(fn)[0], notes=tuple(entry["notes"]),
                           **{k: entry[k] for k in ("core_type", "ttir", "linalg", "hivm")})
+
+
+def _content(fn: Any, signature: dict[str, str], constants: dict[str, Any], target: Target) -> str:
+    try:
+        return content(fn)
+    except AnychipError:
+        raise
+    except Exception:  # a name that does not resolve, without its place: Triton's front end says it with the place
+        triton_ir(fn, signature, constants, target)
+        raise
 
 
 def _stages(toolchain: Toolchain, fn: Any, signature: dict[str, str], constants: dict[str, Any], target: Target,

@@ -28,7 +28,8 @@ class Precision:
     """One output under the rule. Each ratio is the kernel's error over the benchmark's (or over the format's floor).
 
     mare, mere: largest and mean relative error of values that are not small; rmse: root mean square error of them;
-    small: ratio of the numbers of small values that are off. passed: all within the level. reason: why not.
+    small: ratio of the numbers of small values that are off. share: the largest of the four over its limit (of a
+    tolerance: the largest difference over it). passed: all within the level. reason: why not.
     exact: whether it is equal to the golden value in the output's own format.
     """
 
@@ -38,6 +39,7 @@ class Precision:
     mere: float = 0.0
     rmse: float = 0.0
     small: float = 0.0
+    share: float = 0.0
     reason: str = ""
 
 
@@ -66,8 +68,10 @@ def judge(got: Tensor, golden: Tensor, benchmark: Tensor, level: str = "L1") -> 
     over = [f"{name} is {value:.3g} times the benchmark's (at most {limit:g})" for name, value, limit in zip(
         ("largest relative error", "mean relative error", "RMS error", "count of small values that are off"), ratios,
         limits, strict=True) if value > limit]
+    share = max(ratio / limit for ratio, limit in zip(ratios, limits, strict=True))
+    reason = _where(a64, g64, "; ".join(over)) if over else ""
     mare, mere, rmse, count = ratios
-    return Precision(not over, exact, mare, mere, rmse, count, _where(a64, g64, "; ".join(over)) if over else "")
+    return Precision(not over, exact, mare, mere, rmse, count, share, reason)
 
 
 def within(got: Tensor, golden: Tensor, limit: float) -> Precision:
@@ -78,7 +82,7 @@ def within(got: Tensor, golden: Tensor, limit: float) -> Precision:
     worst = float(off.max()) if off.numel() else 0.0
     passed = worst <= limit
     reason = "" if passed else _where(got.double(), golden.double(), f"differs by {worst:.3g} (at most {limit:g})")
-    return Precision(passed, worst == 0, reason=reason)
+    return Precision(passed, worst == 0, share=worst / limit if limit else 0.0, reason=reason)
 
 
 class SameFormat(TorchDispatchMode):
