@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from .rates import Rates
+from .compile import CompiledKernel
+from .machine import library
+from .rates import Rates, load_rates
 from .recording import BlockInfo, BlockTime, Recording
+from .run import run_kernel
 from .targets import Target
 from .trace import BlockSpan
 
 PIPE_NAMES = ("scalar", "vector", "cube", "MTE1", "MTE2", "MTE3", "FIX")
 BOUNDS = {"cube": "cube", "vector": "vector", "memory": "memory", "move": "memory", "scalar": "scalar", "sync": "sync"}
 SCALE_STEPS = 12
+BUDGET = 200_000  # instructions recorded of a launch; more blocks than that are extrapolated
+FOLLOWED_BYTES = 32 * 2**20  # arguments above that size: one sector in 16 is followed through the L2
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,32 @@ class _Plan:
             if share > 0:
                 found[name] = share
         return found
+
+
+def kernel_time(kernel: CompiledKernel, args: Mapping[str, Any], grid: Sequence[int], *, rates: Rates | None = None,
+                warm: bool = False) -> KernelTime:
+    """Return the simulated time of a launch; `args` are as for `run_kernel`, and written.
+
+    rates: default the target's. warm: see `Launched.time`. Raises what `run_kernel` and `load_rates` raise.
+    """
+    return record(kernel, args, grid).time(rates or load_rates(kernel.target), warm=warm)
+
+
+def record(kernel: CompiledKernel, args: Mapping[str, Any], grid: Sequence[int], *, numerics: bool = True,
+           budget: int = BUDGET) -> Launched:
+    """Run enough blocks of a launch to time it, unchecked. numerics: see `run_kernel`; budget: instructions."""
+    argument_bytes = sum(int(value.nbytes) for value in args.values() if hasattr(value, "nbytes"))
+    num_blocks = math.prod(grid)
+
+    def run(blocks: list[int]) -> Launched:
+        recording = Recording(library(), 16 if argument_bytes > FOLLOWED_BYTES else 1)
+        run_kernel(kernel, args, grid, check=False, blocks=blocks, observers=(recording.observer,), numerics=numerics)
+        return Launched(kernel.name, kernel.target, kernel.core_type, num_blocks, argument_bytes, recording)
+
+    first = run([0])
+    if num_blocks == 1:
+        return first
+    return run(sample_blocks(num_blocks, first.num_cores, first.recording.blocks()[0].instructions, budget))
 
 
 def sample_blocks(num_blocks: int, num_cores: int, steps_of_one: int, budget: int) -> list[int]:

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,14 @@ def program_of(hivm: str) -> Program:
 
 
 def run_kernel(kernel: CompiledKernel, args: Mapping[str, Value], grid: Sequence[int], *, check: bool = True,
-               blocks: Iterable[int] | None = None, observers: Sequence[int] = ()) -> Run:
+               blocks: Iterable[int] | None = None, observers: Sequence[int] = (), numerics: bool = True) -> Run:
     """Execute a kernel; its outputs are written in place into `args`.
 
     args: by name, all of `kernel.signature` (constants too, if you like; they are ignored): contiguous CPU tensors or
     arrays of the signature's types, ints, floats. grid: 1 to 3 sizes. check: also look for races and for reads of
     memory that nothing wrote (about half the speed); bounds and flags are always checked. blocks: only these programs.
-    observers: addresses of further observers of the machine (the clock's recorder).
+    observers: addresses of further observers of the machine (the clock's recorder). numerics: False moves no data but
+    loads, for kernels that are only timed and whose branches depend on no computed value (with check=False).
     Raises InputError for arguments that do not fit, NotSupported for an op that the machine lacks, KernelError where
     the program cannot be executed to its end.
     """
@@ -72,7 +73,7 @@ def run_kernel(kernel: CompiledKernel, args: Mapping[str, Value], grid: Sequence
     if any(not 0 <= block < math.prod(sizes) for block in chosen):
         raise InputError(f"blocks must lie in [0, {math.prod(sizes)}), the programs of the grid {tuple(grid)}")
     chip = {space: kernel.target.memory_bytes(space) for space in ("ub", "l1", "l0a", "l0b", "l0c")}
-    launch = Launch(values, sizes, chosen, chip, observers)
+    launch = Launch(values, sizes, chosen, chip, observers, numerics=numerics)
     raw, suspects = _checked(program, launch) if check else (run_program(program, launch), ())
     listing = _Listing(kernel, program, args, raw)
     if raw.error:
@@ -90,7 +91,7 @@ def _checked(program: Program, launch: Launch) -> tuple[RawRun, tuple[RawFinding
     checker = lib.checker_new()
     try:
         observers, before = (*launch.observers, lib.checker_observer(checker)), Before.of(launch)
-        raw = run_program(program, Launch(launch.arguments, launch.grid, launch.blocks, launch.chip_bytes, observers))
+        raw = run_program(program, replace(launch, observers=observers))
         found, suspects = (_read(lib, checker, which) for which in (0, 1))
         if suspects and not raw.error:
             found += reached(program, launch, before, suspects)
