@@ -70,7 +70,7 @@ class _Prototype:
         os.chdir(self.scratch.name)  # it writes to ./out when it is imported
         self.kernels, self.tool, self.sim = (importlib.import_module(name) for name in ("kernels", "tool", "sim"))
         os.chdir(here)
-        self.tool.OUT = Path(self.scratch.name)
+        vars(self.tool)["OUT"] = Path(self.scratch.name)
 
     def hivm(self, name: str) -> str:
         """The kernel's final HIVM for Ascend910B1, without locations (the prototype cannot read them)."""
@@ -111,8 +111,8 @@ def _measure(name: str, prototype: _Prototype, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {side: statistics.median(values) for side, values in times.items()}
     print(f"{name:20} {steps:6} tile ops; tile ops/s: prototype {steps / result['prototype_s']:9,.0f}, checked "
           f"{steps / result['checked_s']:9,.0f} ({result['prototype_s'] / result['checked_s']:6.1f}x), recorded "
-          f"{result['prototype_s'] / result['recorded_s']:6.1f}x, plain {result['prototype_s'] / result['plain_s']:6.1f}x"
-          f"{'' if right else '  WRONG'}", flush=True)
+          f"{result['prototype_s'] / result['recorded_s']:6.1f}x, plain "
+          f"{result['prototype_s'] / result['plain_s']:6.1f}x{'' if right else '  WRONG'}", flush=True)
     return {**result, "right": right}
 
 

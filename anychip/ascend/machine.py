@@ -30,7 +30,7 @@ class Memory:
 class RawRun:
     """What a run left. steps: tile ops executed; blocks: those that were run; used: bytes of on-chip memory by core.
 
-    buffers: what each buffer number of a finding stands for: an argument's index, `lock`, `workspace`, or (core, space).
+    buffers: what a finding's buffer number stands for: an argument's index, `lock`, `workspace`, or (core, space).
     error: why the machine stopped early, "" if it did not, and the instruction.
     """
 

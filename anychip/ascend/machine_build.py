@@ -51,8 +51,8 @@ def find_compiler() -> tuple[str, ...]:
             return (found,)
     if importlib.util.find_spec("ziglang"):
         return (sys.executable, "-m", "ziglang", "c++")
-    raise NotSupported("the virtual Ascend's machine is built with a C++ compiler, and there is neither g++, clang++ nor "
-                       "ziglang. Install one: pip install 'anychip[ascend]', or apt-get install g++")
+    raise NotSupported("the virtual Ascend's machine is built with a C++ compiler, and there is neither g++, clang++ "
+                       "nor ziglang. Install one: pip install 'anychip[ascend]', or apt-get install g++")
 
 
 def build(compiler: Sequence[str], path: Path) -> None:

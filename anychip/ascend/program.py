@@ -6,9 +6,9 @@ import struct
 from dataclasses import dataclass, field
 
 from ..errors import NotSupported
-from .memref import memref
+from .memref import element, memref
 from .mlir import Location, Op
-from .opcodes import codes, tile_ops
+from .opcodes import TYPES, codes, tile_ops
 
 ARGUMENTS = {"zero": -1, "lock": -2, "workspace": -3, "grid_x": -4, "grid_y": -5, "grid_z": -6}
 
@@ -129,7 +129,8 @@ class Builder:
 
     def instruction(self, op: Op) -> int:
         """Number of a new instruction of the program that came from `op`."""
-        self.program.instructions.append(Instruction(op.name.removeprefix("hivm.hir."), op.location, self.function.name))
+        name = op.name.removeprefix("hivm.hir.")
+        self.program.instructions.append(Instruction(name, op.location, self.function.name))
         return len(self.program.instructions) - 1
 
     def tile(self, op: Op, name: str, operands: tuple[list[str], list[str], list[str]], attributes: list[int]) -> None:
@@ -144,9 +145,6 @@ class Builder:
 
     def scalar_type(self, value: str) -> int:
         """Number of a scalar's type; -1 for a memref."""
-        from .memref import element
-        from .opcodes import TYPES
-
         kind = self.types[value]
         return -1 if memref(kind) else TYPES.index(element(kind))
 

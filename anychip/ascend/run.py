@@ -110,7 +110,7 @@ def _read(lib: ctypes.CDLL, checker: int, which: int) -> tuple[RawFinding, ...]:
     count = lib.checker_findings(checker, which, None)
     found = (_Finding * max(count, 1))()
     lib.checker_findings(checker, which, ctypes.byref(found))
-    return tuple(RawFinding(*(getattr(found[i], name) for name, _ in _Finding._fields_)) for i in range(count))
+    return tuple(RawFinding(*(getattr(found[i], name) for name in RawFinding.__dataclass_fields__)) for i in range(count))
 
 
 @functools.cache
