@@ -200,9 +200,9 @@ def compress_backward(value, gate, ape, first, previous, dout, dvalue, dgate, da
 
 
 def compress(
-    launch: Launcher, value_NW: Tensor, gate_NW: Tensor, ape_mW: Tensor, windows: tuple[Tensor, Tensor | None]
+    launch: Launcher, value_NW: Tensor, gate_NW: Tensor, ape_mW: Tensor, *windows_E: Tensor | None
 ) -> Tensor:
-    """`ops.compress` [E, C]; windows = (first_E, previous_E or None); differentiable in value, gate and ape.
+    """`ops.compress` [E, C]; windows = first, previous (or None); differentiable in value, gate and ape.
 
     Raises NotSupported where the window's length is no power of two.
     """
@@ -210,7 +210,7 @@ def compress(
     if ratio != power_of_2(ratio):
         raise NotSupported(f"the compressor's kernels need a window of a power of two tokens; it has {ratio}: use the "
                            "reference op")
-    out: Tensor = _Compress.apply(launch, value_NW, gate_NW, ape_mW, *windows)
+    out: Tensor = _Compress.apply(launch, value_NW, gate_NW, ape_mW, *windows_E)
     return out
 
 
