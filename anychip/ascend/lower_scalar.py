@@ -37,8 +37,8 @@ def type_number(kind: str) -> int:
 
 def integer_op(builder: Builder, code: str, a: int, b: int, width: int = 64) -> int:
     """Emit an integer instruction on two registers and return the result's; constants are folded."""
-    if a in builder.known and b in builder.known and code in _FOLD and (b == 0 or builder.known[b] != 0 or code[:5] not in
-                                                                         ("floor", "ceil_")):
+    by_zero = builder.known.get(b) == 0 and code in ("floor_div", "ceil_div", "floor_mod")
+    if a in builder.known and b in builder.known and code in _FOLD and not by_zero:
         return builder.integer(_FOLD[code](builder.known[a], builder.known[b]))
     out = builder.slot()
     builder.emit(code, out, a, b, width)
@@ -179,7 +179,8 @@ class _Expression:
 
     def all(self) -> list[int]:
         found = []
-        for self.tokens in self.parts:
+        for part in self.parts:
+            self.tokens = part
             found.append(self.sum())
         return found
 

@@ -47,7 +47,7 @@ def _parts(op: Op, inputs: int = 1, outputs: int = 1) -> tuple[list[str], list[s
 
 def _elementwise(builder: Builder, op: Op, name: str) -> None:
     inputs = 3 if name == "vsel" else 2 if name in ("vcmp", "vpow", "vldexp") else 1
-    signed = flag(op.attributes, "is_signed", True) and flag(op.attributes, "isSigned", True) and not name.endswith("ui")
+    signed = all(flag(op.attributes, key, True) for key in ("is_signed", "isSigned")) and not name.endswith("ui")
     mode = enumeration("Compare")[name_of(op.attributes.get("compare_mode", "<eq>"))]
     order = integers(op.attributes.get("transpose"))
     builder.tile(op, name, _parts(op, inputs), [int(signed), mode, *order])

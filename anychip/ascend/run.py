@@ -110,7 +110,8 @@ def _read(lib: ctypes.CDLL, checker: int, which: int) -> tuple[RawFinding, ...]:
     count = lib.checker_findings(checker, which, None)
     found = (_Finding * max(count, 1))()
     lib.checker_findings(checker, which, ctypes.byref(found))
-    return tuple(RawFinding(*(getattr(found[i], name) for name in RawFinding.__dataclass_fields__)) for i in range(count))
+    names = list(RawFinding.__dataclass_fields__)
+    return tuple(RawFinding(*(getattr(found[i], name) for name in names)) for i in range(count))
 
 
 @functools.cache
