@@ -12,11 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import AnychipError, KernelError
+from ..errors import InputError, KernelError, NotSupported
 from ..kernels.example import Example, Kernel, Launch, signature
 from .compile import CompiledKernel, compile_kernel
+from .diagnose import definition
 from .die import KernelTime
 from .findings import Finding
+from .machine import library
 from .memory import MemoryUse
 from .precision import Precision, SameFormat, judge, within
 from .simulate import simulate
@@ -70,8 +72,6 @@ def check_example(kernel: Kernel, example: Example, target: str, settings: Setti
 
     Raises NotSupported where the compilers are not installed.
     """
-    from .diagnose import definition
-
     settings = settings or Settings()
     path, line = definition(kernel.fn)
     checked = Checked(kernel.name, example.name, target, f"{path}:{line}", has_reference=example.reference is not None)
@@ -85,9 +85,7 @@ def check_example(kernel: Kernel, example: Example, target: str, settings: Setti
         checked = _executed(checked, compiled, launch, example, settings, seconds)
     except KernelError as error:
         checked = replace(checked, status="error", error=str(error), error_kind=error.kind, error_place=error.place)
-    except AnychipError as error:
-        if type(error).__name__ == "NotSupported":
-            raise
+    except InputError as error:
         checked = replace(checked, status="error", error=str(error), error_kind="input", error_place=checked.place)
     return replace(checked, seconds=seconds)
 
@@ -98,8 +96,13 @@ def _executed(checked: Checked, compiled: CompiledKernel, launch: Launch, exampl
     args = _copied(launch)
     name = f"{checked.kernel}-{checked.example}-{checked.target}.json"
     trace = settings.trace / name if settings.trace else None
+    library()  # without a C++ compiler: NotSupported, and no kernel's fault
     with _timed(seconds, "run"):
-        ran = simulate(compiled, args, launch.grid, trace)
+        try:
+            ran = simulate(compiled, args, launch.grid, trace)
+        except NotSupported as error:
+            raise KernelError(f"kernel {checked.kernel!r} compiles for {compiled.target.name} but cannot be executed: "
+                              f"{error}", kind="unsupported") from error
     checked = replace(checked, findings=ran.findings, time=ran.time, steps=ran.steps, trace=str(trace or ""))
     golden: dict[str, Tensor] = {}
     benchmark: dict[str, Tensor] = {}

@@ -86,7 +86,7 @@ def check(
     tasks = _tasks(found, chips, kernel, Settings(seed, level, trace))
     with progress_bar("checking", len(tasks)) as advance:
         count = iter(range(1, len(tasks) + 1))
-        results = run_tasks(tasks, jobs or os.cpu_count() or 1,
+        results = run_tasks(tasks, jobs or len(os.sched_getaffinity(0)),
                             lambda task, _: advance(next(count), len(tasks), f"{task.kernel} on {task.target}"))
     if not files:
         _remember(found, results)
