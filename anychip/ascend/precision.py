@@ -95,6 +95,11 @@ class SameFormat(TorchDispatchMode):
         super().__init__()
         self.products = products
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled inside: torch need not import its compiler (1.4 s) to keep it out."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one op in fp32 and widen its result; views and in-place ops keep their tensor."""
         kwargs = kwargs or {}
