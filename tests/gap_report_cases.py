@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from anychip.gap.compare import Comparison, Row
 from anychip.gap.localise import Place
+from anychip.gap.noise import KINDS
 from anychip.gap.report.html import render
 from anychip.record import Kind, Quantity
 
@@ -70,6 +71,9 @@ def comparison() -> Comparison:
         costliest_decode=(top(0.02), top(0.0004)),
         limits=({"name": "cpu", "device": "a processor", "guesses": []},
                 {"name": "x1", "device": "one X1", "guesses": ["launch.matmul", "efficiency.vector"]}),
+        noise=[Row(words, Quantity(1e-9, "nats/token", Kind.MEASURED), emulated(0.004 if name == "format" else 1e-8,
+                                                                               "nats/token"))
+               for name, words in KINDS.items()],
         hard_cases=[{"op": "experts", "case": "outliers", "direction": "forward", "of": "output", "error": 0.5,
                      "floor": 0.001, "error_a": 1e-7, "allowed": 0.01, "gap": True}],
         places=[Place("experts", "op", "op experts: its result is 0.5 from the float64 golden", 0.5)])

@@ -15,7 +15,8 @@ from anychip.errors import InputError
 from anychip.gap.report import print_report, to_json, write_html
 from anychip.gap.report.html import quantity
 from anychip.gap.report.plots import ops_plot
-from anychip.gap.report.words import TAGS, Mark, command, full, headline, number, verdicts, visible
+from anychip.gap.report.verdict import Mark, headline, verdicts
+from anychip.gap.report.words import TAGS, command, full, number, visible
 from anychip.record import Kind, Quantity
 
 
@@ -146,7 +147,7 @@ def test_verdict_names_the_first_op_that_departs():
     marks = {line.about: line.mark for line in verdicts(comparison())}
     assert headline(comparison()) == "Faulty: op experts: its result is 0.5 from the float64 golden"
     assert headline(replace(comparison(), places=[])) == "First op that departs: experts in layers.1.ffn"
-    assert (marks["ops"], marks["layers"], marks["loss"]) == (Mark.DIFFERS, Mark.DIFFERS, Mark.SAME)
+    assert (marks["ops"], marks["layers"], marks["loss"]) == (Mark.GAP, Mark.GAP, Mark.NOISE)
     assert headline(equal()) == "No op and no layer departs beyond what fp32 explains"
 
 
@@ -154,7 +155,7 @@ def test_verdict_judges_a_loss_by_whether_its_interval_holds_zero():
     case = comparison()
     worse = replace(case, model=[*case.model[:2], replace(case.model[2], gap=emulated(0.02, "nats/token", 0.01, 0.03))])
     assert [line.mark for c in (case, worse, broken()) for line in verdicts(c) if line.about == "loss"] == [
-        Mark.SAME, Mark.DIFFERS, Mark.DIFFERS]
+        Mark.NOISE, Mark.GAP, Mark.GAP]
 
 
 def test_verdict_turns_times_into_speed():
@@ -188,3 +189,10 @@ class _Reader(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize(("kl", "mark"), [(0.0, Mark.SAME), (5e-7, Mark.NOISE), (0.007, Mark.NOISE), (0.02, Mark.GAP)])
+def test_next_token_is_judged_against_the_chips_noise_and_their_formats(kl: float, mark: Mark) -> None:
+    case = comparison()
+    case = replace(case, model=[replace(case.model[0], gap=emulated(kl, "nats/token", kl, kl)), *case.model[1:]])
+    assert [line.mark for line in verdicts(case) if line.about == "next token"] == [mark]

@@ -14,6 +14,7 @@ from ..errors import BundleError
 from ..record import Kind, Quantity
 from .bundle import Bundle
 from .localise import Place
+from .noise import KINDS
 from .numerics import difference
 from .proof import EXPLAINED, judged_cases, places
 
@@ -36,6 +37,7 @@ class Comparison:
     `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
     whose difference is larger than the coarser chip's number format explains: `explained` for one op on equal
     inputs; `explained_layers`, sqrt(op calls) times that, for a whole run (each call's error independent).
+    `noise` are each chip's own changes (see `noise.KINDS`), mean KL by kind.
     `hard_cases` are b's ops on hard inputs against the float64 golden, with what is allowed; `places` are where b is
     faulty, likeliest first (see `localise`), and empty where it is not.
     `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
@@ -61,6 +63,7 @@ class Comparison:
     kl_positions: list[int]
     costliest_decode: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     limits: tuple[dict[str, Any] | None, dict[str, Any] | None]
+    noise: list[Row]
     hard_cases: list[dict[str, Any]]
     places: list[Place]
 
@@ -88,7 +91,7 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
         costliest_decode=tuple(_top_decode(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
         kl_positions=a.tensors["model/positions"].tolist(),
         limits=tuple(bundle.tables["speed"]["facts"] for bundle in (a, b)),  # type: ignore[arg-type]
-        hard_cases=judged_cases(a, b), places=places(a, b),
+        noise=_noise(a, b), hard_cases=judged_cases(a, b), places=places(a, b),
     )
 
 
@@ -159,6 +162,15 @@ def _model(a: Bundle, b: Bundle, kind: Kind) -> tuple[list[Row], list[float]]:
             mean_interval(nll_b, "nats/token", kinds[1]), mean_interval(nll_b - nll_a, "nats/token", kind),
             f"{tokens}; the gap is paired by token"),
     ], kl.tolist()
+
+
+def _noise(a: Bundle, b: Bundle) -> list[Row]:
+    """One row a kind of change: how far each chip's output moves from its own plain run."""
+    def side(bundle: Bundle, name: str) -> Quantity:
+        kind = Kind.EMULATED if name == "format" else Kind(bundle.about["numerics"])
+        return mean_interval(bundle.tensors[f"noise/{name}"].double(), "nats/token", kind)
+
+    return [Row(words, side(a, name), side(b, name)) for name, words in KINDS.items()]
 
 
 def mean_interval(values: Tensor, unit: str, kind: Kind) -> Quantity:

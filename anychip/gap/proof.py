@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..chips import Chip, open_chip
+from ..chips import Chip, list_chips, open_chip
 from ..chips.virtual import VirtualOps
 from .bundle import Bundle
 from .gradient_level import gradient_errors, reference_gradients
@@ -35,6 +35,11 @@ class Reference:
     @cached_property
     def chip(self) -> Chip:
         return open_chip("cpu:reference")
+
+    @cached_property
+    def fast_chip(self) -> Chip:
+        """The cpu chip where its kernels can be built here, else the definition: for emulations, not for judging."""
+        return next(open_chip(status.name) for status in list_chips() if not status.reason)
 
     @cached_property
     def traces(self) -> dict[str, list[Call]]:

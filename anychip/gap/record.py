@@ -9,6 +9,7 @@ from .. import __version__
 from ..chips import Chip
 from .behaviour import record_generation, record_training
 from .bundle import Bundle
+from .noise import record_noise
 from .numerics import record_layers, record_model, record_ops
 from .proof import Reference, record_guided, record_hard_cases
 from .speed import record_speed
@@ -25,6 +26,7 @@ def sections(reference: Reference, chip: Chip, bundle: Bundle) -> Iterator[tuple
     yield "ops", lambda: record_ops(subject, reference.chip, chip, bundle)
     yield "layers", lambda: record_layers(subject, chip, bundle)
     yield "model", lambda: record_model(subject, chip, bundle)
+    yield "noise", lambda: record_noise(reference, chip, bundle)
     yield "generation", lambda: record_generation(subject, chip, bundle)
     yield "training", lambda: record_training(subject, chip, bundle)
     yield "speed", lambda: record_speed(PUBLISHED, chip, bundle)

@@ -9,10 +9,11 @@ from typing import Any
 
 from ...record import Kind, Quantity
 from ..compare import Comparison, Row
-from .words import Verdict, coarser_format, command, headline, verdicts
+from .verdict import Verdict, headline, verdicts
+from .words import coarser_format, command
 
 SCHEMA = "anychip-gap-report/1"
-TABLES = ("ops", "layers", "model", "training", "speed", "memory")
+TABLES = ("ops", "layers", "model", "noise", "training", "speed", "memory")
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

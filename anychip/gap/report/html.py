@@ -14,24 +14,28 @@ from ..bundle import write_whole
 from ..compare import Comparison
 from ..proof import EXPLAINED
 from . import plots
+from .verdict import beyond, headline, verdicts
 from .words import (
     MEANINGS,
     TAGS,
-    beyond,
     chip_names,
     coarser_format,
     command,
     equal_tokens,
-    headline,
     interval,
     limits_note,
     number,
     row_note,
     row_unit,
     seconds,
-    verdicts,
     visible,
 )
+
+NEAREST = 12  # hard cases that the page lists
+
+
+def _near(row: dict[str, Any]) -> float:
+    return float(row["error"] / row["allowed"])
 
 
 def write_html(comparison: Comparison, path: str | Path) -> None:
@@ -68,7 +72,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "c": comparison, "names": names, "format": format_name, "headline": headline(comparison),
         "verdicts": verdicts(comparison), "legend": [(kind.value, TAGS[kind], MEANINGS[kind]) for kind in Kind],
         "is_quantity": lambda part: isinstance(part, Quantity), "row_note": row_note, "row_unit": row_unit,
-        "equal_tokens": equal_tokens,
+        "equal_tokens": equal_tokens, "hard_cases": sorted(comparison.hard_cases, key=_near, reverse=True)[:NEAREST],
         "seconds": lambda row: seconds(row["time_s"], Kind.SIMULATED),
         "share": lambda row: Quantity(100 * row["share"], "%", Kind.SIMULATED),
         "limits": [limits_note(limits) for limits in comparison.limits], "command": command(comparison),

@@ -13,21 +13,19 @@ from rich.text import Text
 
 from ...record import Kind, Quantity
 from ..compare import Comparison, Row
+from .verdict import beyond, headline, verdicts
 from .words import (
     MEANINGS,
     TAGS,
-    beyond,
     chip_names,
     coarser_format,
     equal_tokens,
-    headline,
     interval,
     limits_note,
     number,
     row_note,
     row_unit,
     seconds,
-    verdicts,
     visible,
 )
 
@@ -48,6 +46,8 @@ def print_report(comparison: Comparison, console: Console) -> None:
     console.print(_layers_table(comparison, console))
     _section(console, "Model", "teacher-forced on real text; KL has A first; brackets hold 95 %")
     console.print(_rows_table(comparison.model, ("A", "B", "B less A"), console))
+    _section(console, "Noise", "how far each chip's output moves from itself: mean KL")
+    console.print(_rows_table(comparison.noise, ("A", "B"), console))
     _generation(comparison, console)
     _section(console, "Training", "same seeded weights, same batches")
     console.print(_rows_table(comparison.training, ("A", "B", "B less A"), console))
@@ -84,7 +84,7 @@ def _verdict(comparison: Comparison, console: Console) -> None:
     console.print(table)
 
 
-_STYLES = {"same": "green", "differs": "yellow", "fact": "", "unknown": "dim"}
+_STYLES = {"same": "green", "within noise": "green", "real gap": "yellow", "fact": "", "unknown": "dim"}
 
 
 def _section(console: Console, title: str, note: str) -> None:

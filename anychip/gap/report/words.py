@@ -1,12 +1,9 @@
-"""How the report says things: numbers with unit and kind, and the verdict in plain words."""
+"""How the report says things: numbers with unit and kind, names, notes."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from ...record import Kind, Quantity
@@ -21,28 +18,6 @@ MEANINGS = {
     Kind.SIMULATED: "from a model of time or memory; no chip took part",
     Kind.PUBLISHED: "somebody else's figure; the chip's facts file names its source",
 }
-
-
-class Mark(str, Enum):
-    """What a line of the verdict tells, as the word that is printed before it."""
-
-    SAME = "same"  # nothing beyond what the formats or chance explain
-    DIFFERS = "differs"  # something beyond it
-    FACT = "fact"  # a number to judge by yourself
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the verdict: its mark, what it is about, and a sentence of words and quantities."""
-
-    mark: Mark
-    about: str
-    parts: tuple[str | Quantity, ...]
-
-    def text(self) -> str:
-        """Return the sentence with every quantity in full: value, interval, unit, kind."""
-        return "".join(p if isinstance(p, str) else full(p) for p in self.parts)
 
 
 def number(value: float | None) -> str:
@@ -137,160 +112,3 @@ def row_note(row: Row) -> str:
     """Return a row's note; for an op whose result is a choice, what its numbers are instead."""
     choice = "share of the choices that differ" if row.name in DISCRETE else ""
     return "; ".join(part for part in (row.note, choice) if part)
-
-
-def headline(comparison: Comparison) -> str:
-    """Return the verdict in one sentence."""
-    name = coarser_format(comparison)
-    if comparison.places:
-        return f"Faulty: {comparison.places[0].text}"
-    if comparison.departs_op is not None:
-        return f"First op that departs: {comparison.departs_op}"
-    if comparison.departs_layer is not None:
-        return (f"Every op is within what {name} explains; layers drift further than independent errors would, from "
-                f"{comparison.departs_layer} on")
-    return f"No op and no layer departs beyond what {name} explains"
-
-
-def verdicts(comparison: Comparison) -> list[Verdict]:
-    """Return the whole verdict, most telling lines first."""
-    return [_faults(comparison), _ops(comparison), _layers(comparison), *_model(comparison), _training(comparison),
-            _generation(comparison), *_speed(comparison), _memory(comparison)]
-
-
-def beyond(row: Row, bound: float) -> bool:
-    """Tell whether a row's gap is larger than the bound, or unknown."""
-    return not (row.gap is not None and row.gap.value is not None and row.gap.value <= bound)
-
-
-def _explained(comparison: Comparison, bound: float) -> str:
-    return f"{coarser_format(comparison)} explains up to {number(bound)}"
-
-
-def _faults(comparison: Comparison) -> Verdict:
-    """What the hard cases and the guided runs say: no fault, or where."""
-    cases = len(comparison.hard_cases)
-    if not comparison.places:
-        worst = max(comparison.hard_cases, key=lambda row: row["error"] / row["allowed"])
-        return Verdict(Mark.SAME, "faults", (
-            f"none found: {cases} hard cases of every op against float64 (nearest to its bound: {worst['op']} "
-            f"{worst['direction']}, {number(worst['error'])} of {number(worst['allowed'])} allowed), the model's code "
-            "in guided runs (whole, packed, chunks, decode, MTP), and its gradients",))
-    return Verdict(Mark.DIFFERS, "faults", ("; ".join(place.text for place in comparison.places),))
-
-
-def _ops(comparison: Comparison) -> Verdict:
-    if not comparison.ops:
-        return Verdict(Mark.UNKNOWN, "ops", ("no op was recorded",))
-    worst = next((row for row in comparison.ops if row.name not in DISCRETE), comparison.ops[0])
-    tail: tuple[str | Quantity, ...] = (f"largest relative rms difference, in {worst.name}: ", _gap(worst),
-                                        f"; {_explained(comparison, comparison.explained)}")
-    if comparison.departs_op is None:
-        return Verdict(Mark.SAME, "ops", ("none departs on equal inputs; ", *tail))
-    return Verdict(Mark.DIFFERS, "ops", (f"first that departs on equal inputs: {comparison.departs_op}; ", *tail))
-
-
-def _layers(comparison: Comparison) -> Verdict:
-    if not comparison.layers:
-        return Verdict(Mark.UNKNOWN, "layers", ("no layer was recorded",))
-    last = comparison.layers[-1]
-    bound = _explained(comparison, comparison.explained_layers)
-    tail = (f"after the last one, {last.name}, the streams differ by ", _gap(last), " (relative rms)")
-    if comparison.departs_layer is None:
-        return Verdict(Mark.SAME, "layers", (f"none departs: {bound}; ", *tail))
-    return Verdict(Mark.DIFFERS, "layers",
-                   (f"first that departs: {comparison.departs_layer}; {bound}; ", *tail))
-
-
-def _model(comparison: Comparison) -> list[Verdict]:
-    kl, top1, loss = (_find(comparison.model, name) for name in ("KL divergence", "top-1 agreement", "loss"))
-    return [
-        Verdict(_fact(kl), "next token", ("KL divergence of the distributions on real text: ", _gap(kl),
-                                          "; 0 would be equal")),
-        Verdict(_fact(top1), "best guess", ("both chips guess the same next token for ", _gap(top1),
-                                            f" of {top1.note}")),
-        Verdict(_judged(_gap(loss)), "loss", ("loss on real text, B less A: ", _gap(loss),
-                                              _against_zero(_gap(loss)))),
-    ]
-
-
-def _training(comparison: Comparison) -> Verdict:
-    if not comparison.training:
-        return Verdict(Mark.UNKNOWN, "training", ("no training step was recorded",))
-    end, largest = _find(comparison.training, "loss after"), _find(comparison.training, "largest loss")
-    return Verdict(_fact(largest), "training", (f"{end.name}, B less A: ", _gap(end), "; largest difference ",
-                                                _gap(largest), f" {largest.note}"))
-
-
-def _generation(comparison: Comparison) -> Verdict:
-    rows = comparison.generation
-    if not rows:
-        return Verdict(Mark.UNKNOWN, "generation", ("no text was generated",))
-    same = sum(row["identical"] for row in rows)
-    if same == len(rows):
-        said = f"greedy text is the same in {same} of {same} prompts, to the last token"
-        return Verdict(Mark.SAME, "generation", (said,))
-    lengths = ", ".join(f"{row['same_tokens']} of {row['tokens']}" for row in rows)
-    return Verdict(Mark.FACT, "generation", (f"greedy text is the same in {same} of {len(rows)} prompts; "
-                                             f"equal tokens from the start: {lengths}",))
-
-
-def _speed(comparison: Comparison) -> list[Verdict]:
-    found = []
-    for row in comparison.speed:
-        if row.gap is not None:
-            assert row.a is not None and row.b is not None
-            found.append(Verdict(_fact(row), "speed", (f"{row.name}: A ", row.a, ", B ", row.b, "; B is ",
-                                                       _times_as_fast(row), " as fast")))
-    if found:
-        return found
-    return [Verdict(Mark.UNKNOWN, "speed", ("a ratio needs times of both chips, and one has no facts file",))]
-
-
-def _times_as_fast(row: Row) -> Quantity:
-    """The ratio of B's speed to A's: rates as they are, times turned over."""
-    ratio = _gap(row)
-    if ratio.value is None or row_unit(row).endswith("/s"):
-        return ratio
-    return Quantity(1 / ratio.value, ratio.unit, ratio.kind)
-
-
-def _memory(comparison: Comparison) -> Verdict:
-    row = _find(comparison.memory, "chips that hold")
-    assert row.a is not None and row.b is not None
-    known = row.a.value is not None or row.b.value is not None
-    model = comparison.memory[0].name.split(":")[0]
-    return Verdict(Mark.FACT if known else Mark.UNKNOWN, "memory",
-                   (f"chips whose memory holds the weights of {model}: A ", row.a, ", B ", row.b))
-
-
-def _find(rows: Sequence[Row], start: str) -> Row:
-    return next(row for row in rows if row.name.startswith(start))
-
-
-def _gap(row: Row) -> Quantity:
-    assert row.gap is not None
-    return row.gap
-
-
-def _fact(row: Row) -> Mark:
-    value = _gap(row).value
-    if value is None:
-        return Mark.UNKNOWN
-    return Mark.FACT if math.isfinite(value) else Mark.DIFFERS
-
-
-def _judged(gap: Quantity) -> Mark:
-    if gap.value is None:
-        return Mark.UNKNOWN
-    if not math.isfinite(gap.value):
-        return Mark.DIFFERS
-    if gap.low is None or gap.high is None:
-        return Mark.FACT
-    return Mark.SAME if gap.low <= 0 <= gap.high else Mark.DIFFERS
-
-
-def _against_zero(gap: Quantity) -> str:
-    return {Mark.SAME: "; the interval holds 0, so this text shows no difference",
-            Mark.DIFFERS: "; the interval leaves out 0" if gap.value is not None and math.isfinite(gap.value) else ""
-            }.get(_judged(gap), "")

@@ -1,0 +1,236 @@
+"""The verdict in plain words: one line a topic, marked same, within noise, or real gap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from ...record import Kind, Quantity
+from ..compare import Comparison, Row
+from ..noise import KINDS
+from ..numerics import DISCRETE
+from .words import coarser_format, full, number, row_unit
+
+RESOLUTION = 1e-6  # nats a token: what float32 log-probabilities of about -10 can tell apart
+FORMAT_FACTOR = 2  # a chip may round twice as often as the emulation, which rounds what ops read and write
+
+
+class Mark(str, Enum):
+    """What a line of the verdict tells, as the word that is printed before it."""
+
+    SAME = "same"  # no difference at all, or none that this run can see
+    NOISE = "within noise"  # a difference that number formats, batch shapes or chance explain
+    GAP = "real gap"  # a difference beyond them
+    FACT = "fact"  # a number to judge by yourself
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the verdict: its mark, what it is about, and a sentence of words and quantities."""
+
+    mark: Mark
+    about: str
+    parts: tuple[str | Quantity, ...]
+
+    def text(self) -> str:
+        """Return the sentence with every quantity in full: value, interval, unit, kind."""
+        return "".join(p if isinstance(p, str) else full(p) for p in self.parts)
+
+
+def headline(comparison: Comparison) -> str:
+    """Return the verdict in one sentence."""
+    name = coarser_format(comparison)
+    if comparison.places:
+        return f"Faulty: {comparison.places[0].text}"
+    if comparison.departs_op is not None:
+        return f"First op that departs: {comparison.departs_op}"
+    if comparison.departs_layer is not None:
+        return (f"Every op is within what {name} explains; layers drift further than independent errors would, from "
+                f"{comparison.departs_layer} on")
+    return f"No op and no layer departs beyond what {name} explains"
+
+
+def verdicts(comparison: Comparison) -> list[Verdict]:
+    """Return the whole verdict, most telling lines first."""
+    return [_faults(comparison), _ops(comparison), _layers(comparison), *_model(comparison), _training(comparison),
+            _generation(comparison), *_speed(comparison), _memory(comparison)]
+
+
+def beyond(row: Row, bound: float) -> bool:
+    """Tell whether a row's gap is larger than the bound, or unknown."""
+    return not (row.gap is not None and row.gap.value is not None and row.gap.value <= bound)
+
+
+def _explained(comparison: Comparison, bound: float) -> str:
+    return f"{coarser_format(comparison)} explains up to {number(bound)}"
+
+
+def _faults(comparison: Comparison) -> Verdict:
+    """What the hard cases and the guided runs say: no fault, or where."""
+    cases = len(comparison.hard_cases)
+    if not comparison.places:
+        worst = max(comparison.hard_cases, key=lambda row: row["error"] / row["allowed"])
+        return Verdict(Mark.SAME, "faults", (
+            f"none found: {cases} hard cases of every op against float64 (nearest to its bound: {worst['op']} "
+            f"{worst['direction']}, {number(worst['error'])} of {number(worst['allowed'])} allowed), the model's code "
+            "in guided runs (whole, packed, chunks, decode, MTP), and its gradients",))
+    return Verdict(Mark.GAP, "faults", ("; ".join(place.text for place in comparison.places),))
+
+
+def _ops(comparison: Comparison) -> Verdict:
+    if not comparison.ops:
+        return Verdict(Mark.UNKNOWN, "ops", ("no op was recorded",))
+    worst = next((row for row in comparison.ops if row.name not in DISCRETE), comparison.ops[0])
+    tail: tuple[str | Quantity, ...] = (f"largest relative rms difference, in {worst.name}: ", _gap(worst),
+                                        f"; {_explained(comparison, comparison.explained)}")
+    if comparison.departs_op is None:
+        return Verdict(_small(comparison.ops), "ops", ("none departs on equal inputs; ", *tail))
+    return Verdict(Mark.GAP, "ops", (f"first that departs on equal inputs: {comparison.departs_op}; ", *tail))
+
+
+def _layers(comparison: Comparison) -> Verdict:
+    if not comparison.layers:
+        return Verdict(Mark.UNKNOWN, "layers", ("no layer was recorded",))
+    last = comparison.layers[-1]
+    bound = _explained(comparison, comparison.explained_layers)
+    tail = (f"after the last one, {last.name}, the streams differ by ", _gap(last), " (relative rms)")
+    if comparison.departs_layer is None:
+        return Verdict(_small(comparison.layers), "layers", (f"none departs: {bound}; ", *tail))
+    return Verdict(Mark.GAP, "layers",
+                   (f"first that departs: {comparison.departs_layer}; {bound}; ", *tail))
+
+
+def _small(rows: Sequence[Row]) -> Mark:
+    """Of differences that are all explained: the same where every one is exactly 0."""
+    return Mark.SAME if all(row.gap is not None and row.gap.value == 0 for row in rows) else Mark.NOISE
+
+
+def _next_token(comparison: Comparison) -> Verdict:
+    """The KL divergence against the chips' own noise and against what the coarser format does to this model."""
+    kl = _gap(_find(comparison.model, "KL divergence"))
+    said = ("KL divergence of the distributions on real text: ", kl)
+    own, formats = (_largest([row for row in comparison.noise if (row.name == KINDS["format"]) is wanted])
+                    for wanted in (False, True))
+    low = kl.value if kl.low is None else kl.low
+    if kl.value is None or low is None or not math.isfinite(kl.value) or own.value is None or formats.value is None:
+        return Verdict(Mark.GAP if kl.value is not None and own.value is not None else Mark.UNKNOWN, "next token", said)
+    if kl.value == 0:
+        return Verdict(Mark.SAME, "next token", (*said, ": equal"))
+    if low <= max(own.value, RESOLUTION):
+        return Verdict(Mark.NOISE, "next token", (*said, "; a chip's own noise (again, alone, in chunks) reaches ", own,
+                                                  f", and float32 log-probabilities resolve {RESOLUTION:.0e}"))
+    if low <= FORMAT_FACTOR * formats.value:
+        return Verdict(Mark.NOISE, "next token", (
+            *said, f"; the definition emulated in {coarser_format(comparison)} departs by up to ", formats,
+            "; the chips' own noise is ", own))
+    return Verdict(Mark.GAP, "next token", (*said, "; the chips' own noise reaches ", own, ", their number formats ",
+                                            formats))
+
+
+def _largest(rows: Sequence[Row]) -> Quantity:
+    """The largest upper end of the rows' intervals, either side."""
+    sides = [side for row in rows for side in (row.a, row.b) if side is not None and side.value is not None]
+    if not sides:
+        return Quantity(None, "nats/token", Kind.MEASURED)
+    return max((replace(side, value=side.high if side.high is not None else side.value, low=None, high=None)
+                for side in sides), key=lambda side: side.value or 0.0)
+
+
+def _model(comparison: Comparison) -> list[Verdict]:
+    top1, loss = (_find(comparison.model, name) for name in ("top-1 agreement", "loss"))
+    next_token, mark, tail = _next_token(comparison), _judged(_gap(loss)), _against_zero(_gap(loss))
+    if mark is Mark.GAP and next_token.mark is Mark.NOISE:
+        mark, tail = Mark.NOISE, f"{tail}, by less than the number format or the chips' noise explains (next token)"
+    return [
+        next_token,
+        Verdict(_fact(top1), "best guess", ("both chips guess the same next token for ", _gap(top1),
+                                            f" of {top1.note}")),
+        Verdict(mark, "loss", ("loss on real text, B less A: ", _gap(loss), tail)),
+    ]
+
+
+def _training(comparison: Comparison) -> Verdict:
+    if not comparison.training:
+        return Verdict(Mark.UNKNOWN, "training", ("no training step was recorded",))
+    end, largest = _find(comparison.training, "loss after"), _find(comparison.training, "largest loss")
+    return Verdict(_fact(largest), "training", (f"{end.name}, B less A: ", _gap(end), "; largest difference ",
+                                                _gap(largest), f" {largest.note}"))
+
+
+def _generation(comparison: Comparison) -> Verdict:
+    rows = comparison.generation
+    if not rows:
+        return Verdict(Mark.UNKNOWN, "generation", ("no text was generated",))
+    same = sum(row["identical"] for row in rows)
+    if same == len(rows):
+        said = f"greedy text is the same in {same} of {same} prompts, to the last token"
+        return Verdict(Mark.SAME, "generation", (said,))
+    lengths = ", ".join(f"{row['same_tokens']} of {row['tokens']}" for row in rows)
+    return Verdict(Mark.FACT, "generation", (f"greedy text is the same in {same} of {len(rows)} prompts; "
+                                             f"equal tokens from the start: {lengths}",))
+
+
+def _speed(comparison: Comparison) -> list[Verdict]:
+    found = []
+    for row in comparison.speed:
+        if row.gap is not None:
+            assert row.a is not None and row.b is not None
+            found.append(Verdict(_fact(row), "speed", (f"{row.name}: A ", row.a, ", B ", row.b, "; B is ",
+                                                       _times_as_fast(row), " as fast")))
+    if found:
+        return found
+    return [Verdict(Mark.UNKNOWN, "speed", ("a ratio needs times of both chips, and one has no facts file",))]
+
+
+def _times_as_fast(row: Row) -> Quantity:
+    """The ratio of B's speed to A's: rates as they are, times turned over."""
+    ratio = _gap(row)
+    if ratio.value is None or row_unit(row).endswith("/s"):
+        return ratio
+    return Quantity(1 / ratio.value, ratio.unit, ratio.kind)
+
+
+def _memory(comparison: Comparison) -> Verdict:
+    row = _find(comparison.memory, "chips that hold")
+    assert row.a is not None and row.b is not None
+    known = row.a.value is not None or row.b.value is not None
+    model = comparison.memory[0].name.split(":")[0]
+    return Verdict(Mark.FACT if known else Mark.UNKNOWN, "memory",
+                   (f"chips whose memory holds the weights of {model}: A ", row.a, ", B ", row.b))
+
+
+def _find(rows: Sequence[Row], start: str) -> Row:
+    return next(row for row in rows if row.name.startswith(start))
+
+
+def _gap(row: Row) -> Quantity:
+    assert row.gap is not None
+    return row.gap
+
+
+def _fact(row: Row) -> Mark:
+    value = _gap(row).value
+    if value is None:
+        return Mark.UNKNOWN
+    return Mark.FACT if math.isfinite(value) else Mark.GAP
+
+
+def _judged(gap: Quantity) -> Mark:
+    if gap.value is None:
+        return Mark.UNKNOWN
+    if not math.isfinite(gap.value):
+        return Mark.GAP
+    if gap.low is None or gap.high is None:
+        return Mark.FACT
+    if gap.low == gap.high == 0:
+        return Mark.SAME
+    return Mark.NOISE if gap.low <= 0 <= gap.high else Mark.GAP
+
+
+def _against_zero(gap: Quantity) -> str:
+    return {Mark.NOISE: "; the interval holds 0, so this text shows no difference",
+            Mark.GAP: "; the interval leaves out 0" if gap.value is not None and math.isfinite(gap.value) else ""
+            }.get(_judged(gap), "")
