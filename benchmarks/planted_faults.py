@@ -71,10 +71,9 @@ def table(rows: list[dict[str, object]], clean: list[list[Place]]) -> str:
 PAGE = """# Planted faults
 
 Made by `python -m benchmarks.planted_faults`. Each fault is a small patch of one op or of the model around the ops
-(`anychip/faults/`), run on `nano` at default settings. Found: {found} of {num}. Named rightly (the op or the part of the
-model that was patched): {right} of {num}.
-Median time of one: {median:.1f} s, longest {longest:.1f} s. False alarms in
-{clean} clean runs with fresh seeds and other texts: {alarms}.
+(`anychip/faults/`), run on `nano` at default settings. Found: {found} of {num}. Named rightly (the op or the part of
+the model that was patched): {right} of {num}. Median time of one: {median:.1f} s, longest {longest:.1f} s. False
+alarms in {clean} clean runs with fresh seeds and other texts: {alarms}.
 
 Try one: `anychip gap --chips cpu,fault:window-off-by-one`. Judge your own ops the same way:
 `anychip gap --chips cpu,patched:my_ops.py`, where `my_ops.py` defines functions named as the ops of `anychip/ops`:
