@@ -15,6 +15,14 @@ struct Checker {
   Races races{findings};
 };
 
+// Every step as it was, for proofs about small runs.
+struct Log : Observer {
+  std::vector<Step> steps;
+  std::vector<int64_t> first;  // step with which each block begins
+  void begin_block(int64_t) override { first.push_back(int64_t(steps.size())); }
+  void step(const Step& step) override { steps.push_back(step); }
+};
+
 // The uses of global memory of one block, in the order of time.
 struct Stream {
   const Recorded* block;
@@ -70,6 +78,21 @@ int64_t checker_findings(void* checker, int32_t which, Finding* out) {
   const auto& list = which == 0 ? c->findings.list() : c->races.suspects().list();
   if (out) std::copy(list.begin(), list.end(), out);
   return int64_t(list.size());
+}
+
+void* log_new() { return new Log; }
+void log_free(void* log) { delete static_cast<Log*>(log); }
+Observer* log_observer(void* log) { return static_cast<Log*>(log); }
+int64_t log_step_bytes() { return sizeof(Step); }
+int64_t log_blocks(void* log) { return int64_t(static_cast<Log*>(log)->first.size()); }
+
+// The steps of one block: returns the first one, and how many there are in `count`.
+const Step* log_block(void* log, int64_t index, int64_t* count) {
+  const auto* l = static_cast<Log*>(log);
+  const std::size_t i = std::size_t(index);
+  const int64_t end = i + 1 < l->first.size() ? l->first[i + 1] : int64_t(l->steps.size());
+  *count = end - l->first[i];
+  return l->steps.data() + l->first[i];
 }
 
 void* recorder_new(int64_t sampled) { return new Recorder(sampled); }
