@@ -20,7 +20,7 @@ from ..errors import NotSupported
 from ..ops import Keys, Ranges
 from .example import Launch, example
 from .grid import Args, power_of_2
-from .launch import Family, Launcher
+from .launch import Family
 
 # How a token's entries are given: there are none; a run of rows; a list of rows.
 ABSENT, RUN, LIST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -98,19 +98,6 @@ def head_block(family: Family, heads: int, channels: int) -> int:
     """Return how many heads a program takes: [heads, channels] in fp32 and a tile of logits fit 910B's L0C (128 KB)."""
     most = 64 if channels <= 256 or family == "cuda" else 32
     return max(16, min(most, power_of_2(heads)))
-
-
-def attend(launch: Launcher, query_THC: Tensor, keys: Keys, sink_H: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `ops.attention`'s result [T, H, C] and the logarithm of each softmax's denominator, fp32 [T, H]."""
-    tokens, heads, channels = query_THC.shape
-    query = query_THC.contiguous()
-    args, constants = plan_attention(query, keys)
-    out, lse = torch.empty_like(query), query.new_empty(tokens, heads, dtype=torch.float32)
-    block = head_block(launch.family, heads, channels)
-    args |= {"query": query, "sink": sink_H.float().contiguous(), "out": out, "lse": lse}
-    launch(attention_forward, (tokens, triton.cdiv(heads, block)), args,
-           constants | {"BLOCK_H": block, "BLOCK_N": 64}, warps=8 if channels > 128 else 4)
-    return out, lse
 
 
 def attention_inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -60,6 +60,21 @@ def _add_reference(a: dict[str, Any]) -> dict[str, Tensor]:
     return {"table": a["table"].index_add(0, a["index"].long(), a["x"])}
 
 
+def _collect_inputs(seed: int) -> Launch:
+    """A row with four gifts, one with none, and gifts that nobody takes (at the end of the order)."""
+    order = torch.tensor([3, 6, 0, 1, 5, 2, 4], dtype=torch.int32)
+    offset = torch.tensor([0, 1, 1, 5], dtype=torch.int32)
+    given = _table(seed, (7, 150), torch.float32) * torch.logspace(-3, 3, 7)[:, None]
+    return Launch({"given": given, "order": order, "offset": offset, "table": torch.ones(3, 150), "rows": 3,
+                   "columns": 150}, (2,), {"BLOCK": 64}, ("table",))
+
+
+def _collect_reference(a: dict[str, Any]) -> dict[str, Tensor]:
+    spans = zip(a["offset"][:-1].tolist(), a["offset"][1:].tolist(), strict=True)
+    sums = [a["given"][a["order"][first:end].long()].sum(0) for first, end in spans]
+    return {"table": a["table"] + torch.stack(sums)}
+
+
 # ------------------------------------------------------------------------------------------------- kernels
 
 
@@ -104,6 +119,23 @@ def rows_add(table, index, x, rows, num_rows, columns, BLOCK: tl.constexpr):
             tl.atomic_add(table + row * columns + first + c, value, mask=c < columns - first)
 
 
+@example(_collect_inputs, _collect_reference)
+@triton.jit
+def rows_collect(given, order, offset, table, rows, columns, BLOCK: tl.constexpr):
+    """table[r] += the sum of given[order[j]] over offset[r] <= j < offset[r + 1], in this order, all fp32."""
+    c = tl.arange(0, BLOCK)
+    for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+        begin = tl.load(offset + r)
+        end = tl.load(offset + r + 1)
+        for first in range(0, columns, BLOCK):
+            total = tl.zeros((BLOCK,), tl.float32)
+            for j in range(begin, end):
+                row = tl.load(order + j).to(tl.int64)
+                total += tl.load(given + row * columns + first + c, mask=c < columns - first, other=0.0)
+            at = table + r * columns + first + c
+            tl.store(at, total + tl.load(at, mask=c < columns - first, other=0.0), mask=c < columns - first)
+
+
 # ---------------------------------------------------------------------------------------------------- host
 
 
@@ -125,6 +157,17 @@ def total(launch: Launcher, table_RC: Tensor, index_TK: Tensor) -> Tensor:
                   "num_rows": table_RC.shape[0], "topk": topk, "columns": columns}
     launch(rows_sum, programs(launch, tokens), args, {"BLOCK": _block(columns)})
     return out
+
+
+def collect(launch: Launcher, given_SC: Tensor, owner_S: Tensor, table_RC: Tensor) -> None:
+    """Add each row of `given` (fp32) to the row of `table` (fp32) that owns it, in order; -1: nobody's."""
+    rows = table_RC.shape[0]
+    order = torch.where(owner_S < 0, rows, owner_S).argsort(stable=True)
+    counts = torch.bincount(torch.where(owner_S < 0, rows, owner_S), minlength=rows + 1)[:rows]
+    offset = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    args: Args = {"given": given_SC, "order": order.int(), "offset": offset.int(), "table": table_RC, "rows": rows,
+                  "columns": table_RC.shape[1]}
+    launch(rows_collect, programs(launch, rows), args, {"BLOCK": _block(table_RC.shape[1])})
 
 
 def embed(launch: Launcher, ids_T: Tensor, weight_Vd: Tensor) -> Tensor:
