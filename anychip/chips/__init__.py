@@ -7,8 +7,9 @@ from ..record import Kind
 from .base import Chip, ChipStatus
 from .cpu_chip import CpuChip, open_cpu
 from .facts import chip_aliases, known_chips, load_facts
+from .npu import TARGETS, missing_npu, open_npu
 from .patched import open_fault, open_patched
-from .torch_device import missing, open_device
+from .torch_device import missing_cuda, open_cuda
 from .virtual import open_virtual
 
 __all__ = ["Chip", "ChipStatus", "CpuChip", "known_names", "list_chips", "open_chip"]
@@ -23,8 +24,10 @@ def open_chip(name: str) -> Chip:
     family, target = given.lower(), path.lower()
     if family == "cpu" and target in ("", "reference"):
         return open_cpu(reference=target == "reference")
-    if family in ("cuda", "npu") and not target:
-        return open_device(family)
+    if family == "cuda" and not target:
+        return open_cuda()
+    if family == "npu" and target in TARGETS:
+        return open_npu(target)
     if family == "virtual" and target:
         return open_virtual(target, open_cpu(reference=False).ops())
     if family == "fault" and target:
@@ -40,7 +43,8 @@ def open_chip(name: str) -> Chip:
 def known_names() -> list[str]:
     """Return every name that `open_chip` takes (without precisions)."""
     virtual = sorted({*known_chips(), *chip_aliases()})
-    return ["cpu", "cpu:reference", "cuda", "npu", *(f"virtual:{name}" for name in virtual)]
+    npus = [f"npu:{target}".rstrip(":") for target in TARGETS]
+    return ["cpu", "cpu:reference", "cuda", *npus, *(f"virtual:{name}" for name in virtual)]
 
 
 def list_chips() -> list[ChipStatus]:
@@ -51,8 +55,8 @@ def list_chips() -> list[ChipStatus]:
     except ChipError as error:
         found.append(ChipStatus("cpu", "this machine's processor", measured, measured, str(error)))
     found.append(ChipStatus("cpu:reference", "the plain-torch definition of every op, fp32", measured, measured))
-    for device, description in (("cuda", "NVIDIA GPU"), ("npu", "Huawei Ascend NPU")):
-        found.append(ChipStatus(device, description, measured, measured, missing(device)))
+    found.append(ChipStatus("cuda", "NVIDIA GPU", measured, measured, missing_cuda()))
+    found.append(ChipStatus("npu", "Huawei Ascend NPU", measured, measured, missing_npu()))
     for chip in known_chips():
         facts = load_facts(chip)
         names = ", ".join(alias for alias in facts.aliases)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from models import nano, random_ids, vivid_model
 
-from anychip.chips import open_chip
-from anychip.chips.torch_device import missing
+from anychip.chips import list_chips, open_chip
 from anychip.gap.bundle import Bundle
 from anychip.gap.numerics import record_ops
 from anychip.gap.subject import Settings, Subject
@@ -15,7 +14,7 @@ from anychip.text.tokenizer import open_tokenizer
 
 @pytest.fixture(params=["cuda", "npu"])
 def chip(request):
-    reason = missing(request.param)
+    reason = next(status.reason for status in list_chips() if status.name == request.param)
     if reason:
         pytest.skip(reason)
     return open_chip(request.param)
