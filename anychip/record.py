@@ -47,7 +47,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Event:
-    """One call of an op: where, on what shapes, how much work, and the time with its kind (None = not timed)."""
+    """One call of an op: where, on what shapes, how much work, and the time with its kind (None = not timed).
+
+    `source` says what a simulated time comes from, where there is more than one model of time: `kernels`, or
+    `roofline: ` and why no kernel.
+    """
 
     op: str
     layer: str
@@ -57,6 +61,7 @@ class Event:
     bytes: float
     time_s: float | None
     kind: Kind
+    source: str = ""
 
 
 @dataclass

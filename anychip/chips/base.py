@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,10 +52,11 @@ class Chip:
         """Return what the chip could do at best: its facts, or limits measured here. None is unknown."""
         return self.facts
 
-    def simulate(self, events: Sequence[Event]) -> list[Event]:
+    def simulate(self, events: Sequence[Event], arguments: Sequence[tuple[Any, ...]] = ()) -> list[Event]:
         """Return the events with simulated times on this chip's limits (see `timing.simulated`).
 
-        Raises ChipError where the limits are unknown.
+        `arguments`, one of each event (positional ones, then a dict of named ones; meta tensors will do), let a chip
+        that has kernels time these. Raises ChipError where the limits are unknown.
         """
         limits = self.limits()
         if limits is None:
@@ -62,7 +64,7 @@ class Chip:
         return simulated(events, limits, self.precision)
 
     def sources(self) -> dict[str, str]:
-        """Return what each op of this chip is run by, by op; empty where it is the chip's own ops throughout."""
+        """Return what runs each op, by op, where a chip's ops are of several kinds; else nothing."""
         return {}
 
     def versions(self) -> dict[str, str]:

@@ -8,9 +8,10 @@ without a kernel, and calls that a kernel refuses, are emulated as on every virt
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,11 @@ from ..errors import ChipError, KernelError, NotSupported
 from ..kernels.ops import KernelOps
 from ..ops import Ops
 from ..ops.trees import map_tensors
+from ..record import Event
 from .virtual import VirtualChip, VirtualOps
+
+if TYPE_CHECKING:
+    from .kernel_times import KernelTimes
 
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # positions of the arguments that the chip holds in fp32: tables, sinks, position biases, mixing and routing weights
@@ -66,6 +71,24 @@ class KernelVirtualChip(VirtualChip):
 
     def sources(self) -> dict[str, str]:
         return self._ops.sources()
+
+    def simulate(self, events: Sequence[Event], arguments: Sequence[tuple[Any, ...]] = ()) -> list[Event]:
+        """Times of the kernels where they have them, the roofline's for all else; each event says which."""
+        timed = [replace(event, source="roofline") for event in super().simulate(events)]
+        for at, (event, (*given, named)) in enumerate(zip(timed, arguments, strict=False)):
+            op, backward = event.op.removesuffix(" backward"), event.op.endswith(" backward")
+            found = self._times.time(op, tuple(given), named, backward=backward)
+            time_s = found.backward_s if backward else found.forward_s
+            timed[at] = (replace(event, source=f"roofline: {found.reason}") if time_s is None
+                         else replace(event, time_s=time_s, source="kernels"))
+        return timed
+
+    @cached_property
+    def _times(self) -> KernelTimes:
+        from ..ascend.targets import find_target
+        from .kernel_times import KernelTimes
+
+        return KernelTimes(find_target(self.target), STORED[self.precision])
 
     def versions(self) -> dict[str, str]:
         from ..ascend.toolchain import find_toolchain

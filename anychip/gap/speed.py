@@ -1,4 +1,4 @@
-"""Time and memory of the published model on a chip: its Events from the meta device, timed by a roofline.
+"""Time and memory of the published model on a chip: its op calls from the meta device, timed by a model of time.
 
 Simulated: one chip, all weights in its memory, no communication, no optimizer, one kernel a call and no overlap.
 Backward counts twice the forward's FLOPs and bytes, op by op.
@@ -34,56 +34,78 @@ def record_speed(published: str, chip: Chip, bundle: Bundle) -> None:
                               "memory": memory_needs(config, chip)}
     limits = chip.limits()
     if limits is not None:
-        tables["facts"] = {"name": limits.name, "device": limits.device, "guesses": list(limits.guesses)}
-        tables["train"] = _summary(chip.simulate(train_events(config)), TRAIN_SEQUENCES * TRAIN_LENGTH)
-        for context in DECODE_CONTEXTS:
-            row = _summary(chip.simulate(decode_events(config, context)), 1)
-            tables["decode"].append({"context": context, **row})
+        train = chip.simulate(*train_calls(config))
+        decode = [chip.simulate(*decode_calls(config, context)) for context in DECODE_CONTEXTS]
+        tables["train"] = _summary(train, TRAIN_SEQUENCES * TRAIN_LENGTH)
+        tables["decode"] = [{"context": context, **_summary(events, 1)}
+                            for context, events in zip(DECODE_CONTEXTS, decode, strict=True)]
+        tables["facts"] = {"name": limits.name, "device": limits.device, "guesses": list(limits.guesses),
+                           "ops": chip.sources(), "times": _sources([*train, *(e for row in decode for e in row)])}
     bundle.tables["speed"] = tables
 
 
-def train_events(config: ModelConfig, sequences: int = TRAIN_SEQUENCES, length: int = TRAIN_LENGTH) -> list[Event]:
-    """Return the events of a forward and backward pass over `sequences` of `length` tokens, loss included."""
-    recorder, model = _recorded(config)
+Calls = tuple[list[Event], list[tuple[Any, ...]]]  # events, and the arguments of each: positional ones, then named
+
+
+def train_calls(config: ModelConfig, sequences: int = TRAIN_SEQUENCES, length: int = TRAIN_LENGTH) -> Calls:
+    """Return the calls of a forward and backward pass over `sequences` of `length` tokens, loss included."""
+    calls, model = _recorded(config)
     ids = torch.empty(sequences * length, dtype=torch.int64, device="meta")
     with torch.no_grad():
         hidden = model(ids, Layout.whole([length] * sequences))
         model.ops.at("head").cross_entropy(hidden.hidden_Td, model.head.weight, ids)
-    backward = [replace(e, op=f"{e.op} backward", flops=2 * e.flops, bytes=2 * e.bytes) for e in recorder.events]
-    return recorder.events + backward
+    events, arguments = calls
+    backward = [replace(e, op=f"{e.op} backward", flops=2 * e.flops, bytes=2 * e.bytes) for e in events]
+    return events + backward, arguments * 2
 
 
-def decode_events(config: ModelConfig, context: int) -> list[Event]:
-    """Return the events of one decoded token of one sequence after `context` tokens, logits included."""
-    recorder, model = _recorded(config)
+def decode_calls(config: ModelConfig, context: int) -> Calls:
+    """Return the calls of one decoded token of one sequence after `context` tokens, logits included."""
+    calls, model = _recorded(config)
     state = State(config, context + 1, chunk=1, device="meta", dtype=torch.bfloat16)
     state.assume(context)
     with torch.no_grad():
         hidden = model(torch.empty(1, dtype=torch.int64, device="meta"), Layout((context,), (1,)), state)
         model.ops.at("head").linear(hidden.hidden_Td, model.head.weight)
-    return recorder.events
+    return calls
 
 
-def _recorded(config: ModelConfig) -> tuple[Recorder, Transformer]:
-    recorder = Recorder()
+def _recorded(config: ModelConfig) -> tuple[Calls, Transformer]:
+    """A model on the meta device, and the calls that its ops will have had."""
+    calls: Calls = ([], [])
+
+    def keep(event: Event, arguments: tuple[Any, ...], result: object) -> None:
+        calls[0].append(event)
+        calls[1].append(arguments)
+
     with torch.device("meta"):
-        model = Transformer(config, RecordedOps(ShapeOps(), recorder, Kind.SIMULATED))
-    return recorder, model.to(torch.bfloat16)
+        model = Transformer(config, RecordedOps(ShapeOps(), Recorder(watch=keep), Kind.SIMULATED))
+    return calls, model.to(torch.bfloat16)
+
+
+def _sources(events: Sequence[Event]) -> dict[str, str]:
+    """What each op's simulated times come from: `kernels`, `roofline` (and why), or both."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for event in events:
+        found[event.op].add(event.source or "roofline")
+    return {op: " and ".join(sorted(sources)) for op, sources in found.items()}
 
 
 def _summary(events: Sequence[Event], tokens: int) -> dict[str, Any]:
     """Total time and the costliest (op, shape) groups with their share."""
     groups: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    sources = {}
     for event in events:
         shape = " x ".join(str(list(s)) for s in event.shapes[:2])
-        group = groups[event.op, shape]
+        group, sources[event.op, shape] = groups[event.op, shape], event.source.split(":")[0] or "roofline"
         for i, value in enumerate((1.0, event.time_s or 0.0, event.flops, event.bytes)):
             group[i] += value
     total = sum(group[1] for group in groups.values())
     top = sorted(groups.items(), key=lambda item: -item[1][1])[:TOP]
     return {"time_s": total, "tokens": tokens, "calls": len(events), "flops": sum(g[2] for g in groups.values()),
             "bytes": sum(g[3] for g in groups.values()),
-            "top": [{"op": op, "shape": shape, "calls": int(g[0]), "time_s": g[1], "share": g[1] / total}
+            "top": [{"op": op, "shape": shape, "calls": int(g[0]), "time_s": g[1], "share": g[1] / total,
+                     "source": sources[op, shape]}
                     for (op, shape), g in top]}
 
 

@@ -26,12 +26,13 @@ class Host(NamedTuple):
 
 HOSTS = {
     "linear": Host("matmul", "linear"), "grouped_linear": Host("matmul", "grouped_linear"),
-    "rms_norm": Host("norm", "rms_norm"), "rope": Host("rope", "rope"), "norm_rope": Host("ops", "norm_rope"),
-    "mlp": Host("ops", "mlp"),
-    "hc_pre": Host("hyper", "hc_pre"), "hc_post": Host("hyper", "hc_post"), "hc_head": Host("hyper", "hc_head"),
+    "embed": Host("rows", "embed"), "rms_norm": Host("norm", "rms_norm"), "rope": Host("rope", "rope"),
+    "norm_rope": Host("ops", "norm_rope"), "compress": Host("compress", "compress"), "route": Host("route", "route"),
+    "mlp": Host("ops", "mlp"), "experts": Host("experts", "experts"), "hc_pre": Host("hyper", "hc_pre"),
+    "hc_post": Host("hyper", "hc_post"), "hc_head": Host("hyper", "hc_head"),
+    "cross_entropy": Host("loss", "cross_entropy"),
 }
-WITHOUT = {"embed": "a lookup of rows, which torch does at the speed of memory"}
-WITHOUT |= dict.fromkeys(COSTS.keys() - HOSTS.keys() - WITHOUT.keys(), "it has no kernel yet")
+WITHOUT = {"attention": "it has no kernel yet", "index_topk": "it has no kernel yet"}
 
 
 class KernelOps(Ops):
