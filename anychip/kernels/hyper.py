@@ -25,7 +25,7 @@ def hc_pre(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sub-layer's input [T, d], and post [T, n] and comb [T, n, n] in fp32; differentiable.
 
-    Raises NotSupported where the number of streams is no power of two.
+    Raises NotSupported where there are not four streams.
     """
     n = _streams(streams_Tnd)
     x, post, comb = _Pre.apply(launch, rule, streams_Tnd, *weights)
@@ -128,8 +128,9 @@ class _Post(torch.autograd.Function):
 
 def _streams(streams_Tnd: Tensor) -> int:
     n = int(streams_Tnd.shape[1])
-    if n != power_of_2(n):
-        raise NotSupported(f"mHC's kernels need hc_mult to be a power of two; it is {n}: use the reference ops")
+    if n != 4:
+        raise NotSupported(f"mHC's kernels are for hc_mult=4, as every published model has; it is {n}: use the "
+                           "reference ops")
     return n
 
 
@@ -184,18 +185,24 @@ def _collapse(launch: Launcher, streams: Tensor, weight: Tensor) -> Tensor:
 def _mix_streams(launch: Launcher, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     out = torch.empty_like(streams)
     args: Args = {"y": y, "x": streams, "post": post, "comb": comb, "out": out, "tokens": streams.shape[0]}
-    grid, constants = _stream_tiles(launch, streams)
+    tokens, _, width = streams.shape
+    block = min(power_of_2(width), TILE // 2)
+    rows = tile_rows(tokens, block, TILE // 2)  # one token of a real model: its coefficients are single numbers
+    # All channels of a tile where tokens alone give every core work: coefficients are loaded once.
+    span = block if tokens < rows * launch.num_vector else -(-width // block) * block
+    constants = {"D": width, "TOKENS": rows, "BLOCK": block, "SPAN": span}
+    grid = programs(launch, -(-tokens // rows) * -(-width // span))
     launch(hyper_mix_streams, grid, args, constants)
     return out
 
 
-def _dots(launch: Launcher, a_TAd: Tensor, b_TBd: Tensor) -> Tensor:
-    """Each token's dots of a's and b's streams: fp32 [A*B, T]."""
+def _dots(launch: Launcher, a_TAd: Tensor, b_T4d: Tensor) -> Tensor:
+    """Each token's dots of a's and b's streams: fp32 [A*4, T]."""
     tokens, left, width = a_TAd.shape
-    right, block = b_TBd.shape[1], min(power_of_2(width), TILE // 2)
+    block = min(power_of_2(width), TILE // 2)
     rows = tile_rows(tokens, block, TILE // 2)
-    out = torch.empty(left * right, tokens, device=a_TAd.device)
-    constants = {"D": width, "A": left, "B": right, "TOKENS": rows, "BLOCK": block}
-    args: Args = {"a": a_TAd.contiguous(), "b": b_TBd, "out": out, "tokens": tokens}
-    launch(hyper_dots, programs(launch, -(-tokens // rows) * left * right), args, constants)
+    out = torch.empty(left * 4, tokens, device=a_TAd.device)
+    constants = {"D": width, "A": left, "TOKENS": rows, "BLOCK": block}
+    args: Args = {"a": a_TAd.contiguous(), "b": b_T4d, "out": out, "tokens": tokens}
+    launch(hyper_dots, programs(launch, -(-tokens // rows) * left), args, constants)
     return out
