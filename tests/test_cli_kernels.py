@@ -25,7 +25,7 @@ def check(*arguments):
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
-    result = check(FILE, "--jobs", 1, "--html", folder / "report.html", "--trace", folder / "traces", "--json")
+    result = check(FILE, "--jobs", 0, "--html", folder / "report.html", "--trace", folder / "traces", "--json")
     assert result.exit_code == 1, result.output
     return json.loads(result.stdout), folder
 
@@ -80,7 +80,7 @@ def test_the_page_and_the_traces_hold_the_results(shown):
 @needs_compiler
 def test_processes_give_what_one_process_gives(shown):
     tasks = [pool.Task(FILE, "softmax", "rows", chip, Settings()) for chip in ("ascend910b", "ascend910b3")]
-    found = pool.run_tasks(tasks, 2, lambda task, checked: None)
+    found = pool.run_tasks(tasks, 2, 60.0, lambda task, checked: None)
     assert [c.status for c in found] == ["pass", "pass"] and [c.target for c in found] == ["ascend910b", "ascend910b3"]
     assert found[0].outputs["y"].mare == result_of(shown, "softmax")["outputs"]["y"]["mare"]
 
@@ -97,26 +97,34 @@ def test_a_kernel_that_ends_its_process_is_an_error_and_the_rest_go_on(tmp_path)
 
 
 @needs_compiler
+def test_a_kernel_that_never_ends_is_stopped_and_said(tmp_path):
+    text = FILE.read_text().replace("def gathered(a):", "def gathered(a):\n    while True:\n        pass")
+    (tmp_path / "slow.py").write_text(text)
+    result = check(tmp_path / "slow.py", "--kernel", "gather", "--jobs", 1, "--limit", 4)
+    assert result.exit_code == 1 and "timeout: kernel 'gather' on ascend910b did not end within 4 s" in result.stdout
+
+
+@needs_compiler
 def test_a_file_that_does_not_parse_is_a_result_beside_the_others(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def f(:\n")
-    result = check(broken, FILE, "--kernel", "without_reference", "--jobs", 1)
+    result = check(broken, FILE, "--kernel", "without_reference", "--jobs", 0)
     assert result.exit_code == 1 and "broken.py, line 1: invalid syntax" in result.stdout
     assert "1 of 2 checks pass" in result.stdout
 
 
 @needs_compiler
 def test_everything_that_passes_exits_with_0():
-    result = check(FILE, "--kernel", "softmax", "--jobs", 1, "--target", "Ascend910B4", "--seed", 2)
+    result = check(FILE, "--kernel", "softmax", "--jobs", 0, "--target", "Ascend910B4", "--seed", 2)
     assert result.exit_code == 1  # its second example is too big
-    assert check(FILE, "--kernel", "without_reference", "--jobs", 1).exit_code == 0
+    assert check(FILE, "--kernel", "without_reference", "--jobs", 0).exit_code == 0
 
 
 @needs_compiler
 @pytest.mark.parametrize(("arguments", "words"), [
     (("--target", "ascend95"), "Did you mean 'ascend950'?"), (("--target", ","), "names no chip"),
     (("--kernel", "softmix"), "Did you mean 'softmax'?"), (("--level", "L9"), "none of L0, L1, L2"),
-    (("--jobs", "-1"), "at least 1")])
+    (("--jobs", "-1"), "at least 0"), (("--limit", "0"), "more than 0 seconds")])
 def test_a_request_that_cannot_be_met_exits_with_2(arguments, words):
     result = check(FILE, *arguments)
     assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.stderr

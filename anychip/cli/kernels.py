@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal import CHECK_FAILED, print_json, progress_bar, stderr
+from .terminal import CHECK_FAILED, print_json, progress_bar, stderr, working
 
 if TYPE_CHECKING:
     from ..ascend.check import Checked, Settings
@@ -63,7 +63,9 @@ def check(
     target: Annotated[str, typer.Option(help="Chips, by comma: ascend910b, ascend950, or a compiler's name "
                                              "(Ascend910B4).")] = "ascend910b",
     kernel: Annotated[str | None, typer.Option(help="Only the kernels of these names, by comma.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes. Default: one a core.")] = 0,
+    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one a core; 0: none but this one, for a "
+                                                  "debugger.")] = None,
+    limit: Annotated[float, typer.Option(help="Seconds that one check may take.")] = 120.0,
     seed: Annotated[int, typer.Option(help="Seed of the examples' inputs.")] = 0,
     level: Annotated[str, typer.Option(help="Precision level of the Ascend standard 2.1: L0, L1 or L2.")] = "L1",
     html: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
@@ -75,18 +77,23 @@ def check(
     Example: [bold]anychip kernels check my_kernels.py --target ascend910b,ascend950[/bold]
     """
     from ..ascend.check import Settings
-    from ..ascend.pool import run_tasks
+    from ..ascend.machine import library
+    from ..ascend.pool import run_tasks, warm_up
 
     start = time.perf_counter()
     chips = _chips(target)
-    _check_options(level, jobs)
+    processes = _check_options(level, jobs, limit)
+    if processes:
+        warm_up([] if files else [SUITE])
+    with working("building the virtual Ascend's machine (once)"):
+        library()
     if trace is not None:
         trace.mkdir(parents=True, exist_ok=True)
     broken, found = _kernels(files)
     tasks = _tasks(found, chips, kernel, Settings(seed, level, trace))
     with progress_bar("checking", len(tasks)) as advance:
         count = iter(range(1, len(tasks) + 1))
-        results = run_tasks(tasks, jobs or len(os.sched_getaffinity(0)),
+        results = run_tasks(tasks, processes, limit,
                             lambda task, _: advance(next(count), len(tasks), f"{task.kernel} on {task.target}"))
     if not files:
         _remember(found, results)
@@ -107,14 +114,18 @@ def _chips(target: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _check_options(level: str, jobs: int) -> None:
+def _check_options(level: str, jobs: int | None, limit: float) -> int:
+    """Return the number of processes. Raises InputError for options outside their range."""
     from ..ascend.precision import LEVELS
     from ..errors import InputError
 
     if level not in LEVELS:
         raise InputError(f"--level {level!r} is none of {', '.join(LEVELS)}")
-    if jobs < 0:
-        raise InputError(f"--jobs {jobs} must be at least 1 (0: one a core)")
+    if jobs is not None and jobs < 0:
+        raise InputError(f"--jobs {jobs} must be at least 0 (0: in this process)")
+    if limit <= 0:
+        raise InputError(f"--limit {limit:g} must be more than 0 seconds")
+    return len(os.sched_getaffinity(0)) if jobs is None else jobs
 
 
 def _kernels(files: list[Path] | None) -> tuple[list[Checked], list[tuple[str | Path, Kernel]]]:
