@@ -223,7 +223,7 @@ def _rotate(
 def _tiling(launch: Launcher, x: Tensor, cos: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """The grid, and the largest group of heads that still gives every program a tile."""
     tokens, channels, heads = x.shape[0], x.shape[-1], x.shape[1] if x.dim() == 3 else 1
-    rows = tile_rows(tokens, power_of_2(channels), TILE)
+    rows = max(2, tile_rows(tokens, power_of_2(channels), TILE))  # the adapter falls over a tile of one row
     tiles, wanted = -(-tokens // rows), programs(launch, 1 << 30)[0]
     sizes = [g for g in range(1, heads + 1) if heads % g == 0]
     group = max((g for g in sizes if tiles * (heads // g) >= wanted), default=1)
