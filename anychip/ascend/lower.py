@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from ..errors import KernelError
-from . import lower_scalar, lower_tile, lower_view
+from . import lower_scalar, lower_tile, lower_vector, lower_view
 from .memref import memref, number
 from .mlir import Module, Op, Region, parse
 from .opcodes import TYPES
@@ -20,7 +20,8 @@ _HANDLERS: dict[str, Handler] = {
     "memref.subview": lower_view.subview, "memref.reinterpret_cast": lower_view.reinterpret_cast,
     "memref.cast": lower_view.same, "memref.collapse_shape": lower_view.collapse,
     "memref.expand_shape": lower_view.expand, "memref.view": lower_view.byte_view, "memref.dim": lower_view.dim,
-    "memref.load": lower_view.load, "memref.store": lower_view.store, "memref.memory_space_cast": lower_view.same,
+    "memref.memory_space_cast": lower_view.same, "builtin.unrealized_conversion_cast": lower_vector.cast,
+    "vector.bitcast": lower_vector.cast,
     "memref.extract_strided_metadata": lower_view.metadata,
     "hivm.hir.pointer_cast": lower_view.pointer_cast, "hivm.hir.bitcast": lower_view.retype,
     "hivm.hir.set_flag": lower_tile.flags, "hivm.hir.wait_flag": lower_tile.flags,
@@ -60,7 +61,11 @@ class _Function:
         self.program, self.module, self.op = program, module, function
         name = function.attributes["sym_name"].strip('"')
         self.builder = Builder(program, name, cube="<AIC>" in function.attributes.get("hivm.func_core_type", ""))
+        self.called = {f.attributes["sym_name"].strip('"'): f for f in module.functions()}
+        self.variables: dict[str, int] = {}
+        self.depth = 0
         self.structures: dict[str, Handler] = {
+            "func.call": self.call, "memref.alloca": self.variable, "memref.load": self.load, "memref.store": self.store,
             "scf.for": self.loop, "scf.if": self.branch, "scf.while": self.repeat, "func.return": self.end}
 
     def lower(self) -> None:
@@ -105,21 +110,68 @@ class _Function:
             pass
         elif name.startswith("hivm.hir."):
             lower_tile.tile(self.builder, op)
+        elif name.startswith("ave.hir."):
+            lower_vector.vector(self.builder, op)
         else:
             raise unknown(op)
 
     def end(self, builder: Builder, op: Op) -> None:
-        builder.emit("halt")
+        if self.depth == 0:
+            builder.emit("halt")
+
+    def call(self, builder: Builder, op: Op) -> None:
+        """Lower the called function in place, with names of its own."""
+        name = op.attributes["callee"].removeprefix("@")
+        called = self.called.get(name)
+        if called is None:
+            raise unknown(op, f"the function {name} has no body in the compiled module")
+        (region,) = called.regions
+        outside = builder.registers, builder.types, builder.vectors
+        sources = [(builder.registers[value], value in builder.vectors) for value in op.operands]
+        builder.registers, builder.types, builder.vectors = {}, {}, set()
+        for (argument, kind), (register, is_vector) in zip(region.arguments, sources, strict=True):
+            builder.bind(argument, kind, register)
+            if is_vector:
+                builder.vectors.add(argument)
+        self.depth += 1
+        self.block(region)
+        self.depth -= 1
+        last = region.ops[-1].operands
+        results = [(builder.registers[value], builder.types[value]) for value in last]
+        builder.registers, builder.types, builder.vectors = outside
+        for value, (register, kind) in zip(op.results, results, strict=True):
+            builder.bind(value, kind, register)
+
+    def variable(self, builder: Builder, op: Op) -> None:
+        """memref.alloca of one scalar: a register."""
+        found = memref(op.result_types[0])
+        if found is None or found.shape:
+            raise unknown(op, "only single variables are known to the virtual Ascend")
+        self.variables[op.results[0]] = builder.slot()
+        builder.types[op.results[0]] = op.result_types[0]
+
+    def load(self, builder: Builder, op: Op) -> None:
+        if op.operands[0] in self.variables:
+            builder.emit("move", builder.define(op.results[0], op.result_types[0]), self.variables[op.operands[0]])
+        else:
+            lower_view.load(builder, op)
+
+    def store(self, builder: Builder, op: Op) -> None:
+        if op.operands[1] in self.variables:
+            builder.emit("move", self.variables[op.operands[1]], builder.use(op.operands[0]))
+        else:
+            lower_view.store(builder, op)
 
     def move(self, targets: list[int], values: list[str]) -> None:
         """Copy values to registers as if at once."""
         builder = self.builder
         sources = [builder.use(value) for value in values]
-        kinds = ["move_view" if builder.types[value].startswith("memref") else "move" for value in values]
+        kinds = ["move_view" if kind.startswith("memref") else "move_register" if kind.startswith("vector") else "move"
+                 for kind in (builder.types[value] for value in values)]
         moves = [(kind, to, of) for kind, to, of in zip(kinds, targets, sources, strict=True) if to != of]
         if any(of in targets for _, _, of in moves):
             for i, (kind, to, of) in enumerate(moves):
-                held = builder.view() if kind == "move_view" else builder.slot()
+                held = {"move_view": builder.view, "move_register": builder.vector, "move": builder.slot}[kind]()
                 builder.emit(kind, held, of)
                 moves[i] = (kind, to, held)
         for kind, to, of in moves:

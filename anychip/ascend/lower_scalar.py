@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Callable
 
+from . import lower_vector
 from .memref import element, number
 from .mlir import Op
 from .opcodes import TYPE_BITS, TYPES, enumeration
@@ -49,8 +50,9 @@ def constant(builder: Builder, op: Op) -> None:
     """arith.constant of an integer or a float."""
     text, _, kind = op.attributes["value"].rpartition(":")
     text, kind = (text.strip(), kind.strip()) if text else (kind.strip(), "i1")
-    if "dense" in text or kind.startswith(("vector", "tensor")):
-        raise unknown(op, "constants of whole tiles are not known outside vector functions")
+    if "dense" in text:
+        lower_vector.constant(builder, op, text)
+        return
     if kind in ("f16", "bf16", "f32", "f64"):
         register = builder.real(_float(text, kind))
     else:

@@ -170,10 +170,12 @@ def _fixpipe(builder: Builder, op: Op, name: str) -> None:
     source, target, *rest = segments(op)
     relu = name_of(op.attributes.get("pre_relu", "<NO_RELU>"))
     dual = name_of(op.attributes.get("dual_dst_mode", "<NO_DUAL>"))
-    if relu not in ("NO_RELU", "NORMAL_RELU") or dual != "NO_DUAL" or flag(op.attributes, "channel_split", False):
-        raise unknown(op, f"a fixpipe with pre_relu {relu}, dual_dst_mode {dual} is not known to the virtual Ascend")
+    half = name_of(op.attributes.get("sub_block_idx", "<SUB_BLOCK_0>"))
+    if (relu not in ("NO_RELU", "NORMAL_RELU") or dual not in ("NO_DUAL", "ROW_SPLIT") or half != "SUB_BLOCK_0"
+            or flag(op.attributes, "channel_split", False)):
+        raise unknown(op, f"a fixpipe with {relu}, {dual}, {half} is not known to the virtual Ascend")
     scale = rest[1] if len(rest) > 1 else []
-    builder.tile(op, name, (source + scale, target, []), [int(relu == "NORMAL_RELU")])
+    builder.tile(op, name, (source + scale, target, []), [int(relu == "NORMAL_RELU"), int(dual == "ROW_SPLIT")])
 
 
 def pipe(op: Op, key: str) -> int:

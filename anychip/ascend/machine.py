@@ -136,7 +136,7 @@ def _bits(value: Scalar) -> int:
 def _flat(program: Program) -> tuple[np.ndarray, np.ndarray]:
     flat: list[int] = []
     for f in program.functions:
-        flat += [int(f.cube), f.entry, f.slots, f.views, len(f.constants), len(f.parameters)]
+        flat += [int(f.cube), f.entry, f.slots, f.views, f.registers, len(f.constants), len(f.parameters)]
         for register, bits in f.constants:
             flat += [register, _signed(bits & 0xFFFFFFFF), _signed(bits >> 32)]
         for parameter in f.parameters:

@@ -38,7 +38,7 @@ def _text() -> str:
 
 @functools.cache
 def _enumerations() -> dict[str, dict[str, int]]:
-    found = re.findall(r"enum class (\w+) : \w+ \{ ([\w, ]+) \};", _text())
+    found = re.findall(r"enum class (\w+) : \w+ \{\s*([\w,\s]+?)\s*\};", _text())
     return {name: {part.strip(): i for i, part in enumerate(body.split(","))} for name, body in found}
 
 

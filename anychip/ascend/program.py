@@ -40,6 +40,7 @@ class Function:
     entry: int
     slots: int = 0
     views: int = 0
+    registers: int = 0
     constants: list[tuple[int, int]] = field(default_factory=list)  # register, 64 bits
     parameters: list[Parameter] = field(default_factory=list)
 
@@ -65,9 +66,8 @@ class Builder:
         self.registers: dict[str, int] = {}
         self.known: dict[int, int] = {}  # constant registers of integers
         self.types: dict[str, str] = {}
+        self.vectors: set[str] = set()  # values that lie in vector registers
         self._constants: dict[int, int] = {}
-        self.yields: list[list[int]] = []
-        self.location = Location()
         program.functions.append(self.function)
 
     def slot(self) -> int:
@@ -80,18 +80,29 @@ class Builder:
         self.function.views += 1
         return self.function.views - 1
 
+    def vector(self) -> int:
+        """A new vector register."""
+        self.function.registers += 1
+        return self.function.registers - 1
+
     def define(self, name: str, kind: str) -> int:
         """Give a value a register that suits its type."""
-        register = self.view() if kind.startswith("memref") else self.slot()
-        self.registers[name], self.types[name] = register, kind
+        register = self.view() if kind.startswith("memref") else self.vector() if kind.startswith("vector") else self.slot()
+        self.bind(name, kind, register)
         return register
 
     def bind(self, name: str, kind: str, register: int) -> None:
         """Let a value stand for a register that exists."""
         self.registers[name], self.types[name] = register, kind
+        if kind.startswith("vector"):
+            self.vectors.add(name)
 
     def use(self, name: str) -> int:
-        """The register of a value."""
+        """The register of a value; of a scalar that lies in a vector register's first lane, a scalar register."""
+        if name in self.vectors and not self.types[name].startswith("vector"):
+            out = self.slot()
+            self.emit("reg_lane", out, self.registers[name], TYPES.index(element(self.types[name])))
+            return out
         return self.registers[name]
 
     def integer(self, value: int) -> int:
