@@ -82,13 +82,18 @@ def _run(optimiser: Path, passes: Sequence[str], module: str, *, generalise: boo
 
 
 def _named_transposes(module: str) -> str:
-    """Let a product read a transposed right side in place: `matmul(a, transpose(b))` is `matmul_transpose_b(a, b)`."""
-    sources = {match.group(1): (match.group(2), match.group(3)) for match in _TRANSPOSED.finditer(module)}
+    """Let a product read a transposed right side in place: `matmul(a, transpose(b))` is `matmul_transpose_b(a, b)`.
+
+    A name may be used again in another region; the last definition above a use is the one that it sees.
+    """
+    transposes = list(_TRANSPOSED.finditer(module))
 
     def renamed(match: re.Match[str]) -> str:
-        if match.group(3) not in sources:
+        above = [t for t in transposes if t.start() < match.start() and t.group(1) == match.group(3)]
+        defined = module.rfind(f" {match.group(3)} = ", 0, match.start())
+        if not above or above[-1].start() < defined:  # the last definition is something else
             return match.group(0)
-        source, kind = sources[match.group(3)]
+        source, kind = above[-1].group(2), above[-1].group(3)
         return f"linalg.matmul_transpose_b ins({match.group(2)}, {source} : {match.group(4)}, {kind})"
 
     return _MATMUL.sub(renamed, module)

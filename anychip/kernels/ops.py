@@ -27,13 +27,12 @@ class Host(NamedTuple):
 HOSTS = {
     "linear": Host("matmul", "linear"), "grouped_linear": Host("matmul", "grouped_linear"),
     "embed": Host("rows", "embed"), "rms_norm": Host("norm", "rms_norm"), "rope": Host("rope", "rope"),
-    "norm_rope": Host("ops", "norm_rope"), "compress": Host("compress", "compress"), "route": Host("route", "route"),
+    "norm_rope": Host("ops", "norm_rope"), "attention": Host("attend", "attention"),
+    "index_topk": Host("indexer", "index_topk"), "compress": Host("compress", "compress"), "route": Host("route", "route"),
     "mlp": Host("ops", "mlp"), "experts": Host("experts", "experts"), "hc_pre": Host("hyper", "hc_pre"),
     "hc_post": Host("hyper", "hc_post"), "hc_head": Host("hyper", "hc_head"),
     "cross_entropy": Host("loss", "cross_entropy"),
 }
-WITHOUT = {"attention": "it has no kernel yet", "index_topk": "it has no kernel yet"}
-
 
 class KernelOps(Ops):
     """Ops by kernels through a launcher, differentiable where the definitions are; the others in plain torch.
@@ -58,7 +57,7 @@ class KernelOps(Ops):
         found = {}
         for name in COSTS:
             host = HOSTS.get(name)
-            found[name] = f"plain torch: {WITHOUT[name]}" if host is None else f"{host.module}.{host.function}"
+            found[name] = "plain torch: it has no kernel" if host is None else f"{host.module}.{host.function}"
             if name in self._refused:
                 found[name] += f"; some calls in plain torch: {self._refused[name]}"
         return found
