@@ -4,10 +4,16 @@ import functools
 import math
 from dataclasses import replace
 
-from anychip.gap.compare import Comparison, Row
+import numpy as np
+
+from anychip.gap.compare import Comparison
 from anychip.gap.localise import Place
 from anychip.gap.noise import KINDS
+from anychip.gap.quality import Quality
 from anychip.gap.report.html import render
+from anychip.gap.row import Row
+from anychip.gap.statistics import mcnemar, paired_t
+from anychip.gap.train_level import Training
 from anychip.record import Kind, Quantity
 
 ATTACK = "</p><script>alert('x')</script> & \x1b[31m\u202e[bold]red[/bold]\nline"
@@ -35,6 +41,18 @@ def top(time_s: float) -> list[dict]:
     """Return ten costliest ops."""
     return [{"op": f"op{i} backward", "shape": "[64, 32] x [32, 64]", "calls": 43, "time_s": time_s / 2**i,
              "share": 0.4 / 2**i} for i in range(10)]
+
+
+def runs(slowness: int) -> list[list[float]]:
+    """Return the losses of two seeds."""
+    return [[8 + seed / 5 - i / (slowness + seed / 10) for i in range(12)] for seed in (0, 1)]
+
+
+def training_of(a: list[list[float]], b: list[list[float]]) -> Training:
+    """Return the train level of two chips' losses."""
+    test = paired_t(*(np.array(side)[:, -3:].mean(1) for side in (a, b)))
+    first = max(abs(x[0] - y[0]) for x, y in zip(a, b, strict=True))
+    return Training(2, 12, (a, b), first, test, 7.4, True, ("head.weight", 0.01), 0.02, Kind.EMULATED)
 
 
 def comparison() -> Comparison:
@@ -66,7 +84,8 @@ def comparison() -> Comparison:
         explained_layers=3 * 2**-8, ops=ops, layers=layers,
         departs_op="experts in layers.1.ffn", departs_layer="layers.1", model=model,
         kl_by_position=[0.01 * (1 + i % 7) for i in range(64)], generation=[text], training=training,
-        losses=([8 - i / 10 for i in range(12)], [8 - i / 11 for i in range(12)]), speed=speed,
+        losses=(runs(10), runs(11)), train=training_of(runs(10), runs(11)),
+        quality=Quality(120, (0.6, 0.575), (4, 1), mcnemar(4, 1, 120), 0.07, 0.01, 4000.0), speed=speed,
         costliest=(top(3.0), top(0.5)), memory=memory, kl_positions=list(range(0, 2048, 32)),
         costliest_decode=(top(0.02), top(0.0004)),
         limits=({"name": "cpu", "device": "a processor", "guesses": []},
@@ -83,11 +102,12 @@ def broken() -> Comparison:
     """Return a comparison in which nothing works: NaN everywhere, and no facts of either chip."""
     nan = emulated(math.nan, "nats/token", math.nan, math.nan)
     whole = comparison()
+    nothing = [[8.0] * 12] * 2, [[math.nan] * 12] * 2
     return replace(
         whole, ops=[replace(row, b=nan, gap=nan) for row in whole.ops],
         layers=[replace(row, gap=nan) for row in whole.layers],
         model=[replace(row, gap=nan) for row in whole.model], training=[replace(r, gap=nan) for r in whole.training],
-        kl_by_position=[math.nan] * 64, losses=([8.0] * 12, [math.nan] * 12), costliest=([], []),
+        kl_by_position=[math.nan] * 64, losses=nothing, train=training_of(*nothing), costliest=([], []),
         costliest_decode=([], []), limits=(None, None),
         speed=[Row("v4-flash: training", simulated(None, "tokens/s"), simulated(None, "tokens/s"))])
 
@@ -102,7 +122,8 @@ def equal() -> Comparison:
         hard_cases=[row | {"error": 0.0, "gap": False} for row in whole.hard_cases],
         ops=[replace(row, gap=zero) for row in whole.ops], layers=[replace(row, gap=zero) for row in whole.layers],
         model=[replace(row, gap=zero) for row in whole.model], kl_by_position=[0.0] * 64,
-        losses=(whole.losses[0], whole.losses[0]))
+        losses=(whole.losses[0],) * 2, train=training_of(whole.losses[0], whole.losses[0]),
+        quality=replace(whole.quality, right=(0.6, 0.6), changed=(0, 0), test=mcnemar(0, 0, 120)))
 
 
 CASES = {"departs": comparison, "broken": broken, "equal": equal}

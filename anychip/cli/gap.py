@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..gap.bundle import Bundle
     from ..gap.subject import Subject
 
-SECTIONS = 9  # sections that one chip's recording has
+SECTIONS = 10  # sections that one chip's recording has
 
 
 def gap(

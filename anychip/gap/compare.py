@@ -12,22 +12,15 @@ from torch import Tensor
 
 from ..errors import BundleError
 from ..record import Kind, Quantity
+from . import statistics
 from .bundle import Bundle
 from .localise import Place
 from .noise import KINDS
 from .numerics import difference
 from .proof import EXPLAINED, judged_cases, places
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a name, one quantity for each chip (None: it has none), and their difference."""
-
-    name: str
-    a: Quantity | None
-    b: Quantity | None
-    gap: Quantity | None = None
-    note: str = ""
+from .quality import Quality, judge_quality
+from .row import Row
+from .train_level import Training, judge_training, training_rows
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Comparison:
     `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
     whose difference is larger than the coarser chip's number format explains: `explained` for one op on equal
     inputs; `explained_layers`, sqrt(op calls) times that, for a whole run (each call's error independent).
-    `noise` are each chip's own changes (see `noise.KINDS`), mean KL by kind.
+    `losses` are [seeds][steps] of each chip. `noise` are each chip's own changes (see `noise.KINDS`), mean KL by kind.
     `hard_cases` are b's ops on hard inputs against the float64 golden, with what is allowed; `places` are where b is
     faulty, likeliest first (see `localise`), and empty where it is not.
     `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
@@ -56,13 +49,15 @@ class Comparison:
     kl_by_position: list[float]
     generation: list[dict[str, Any]]
     training: list[Row]
-    losses: tuple[list[float], list[float]]
+    losses: tuple[list[list[float]], list[list[float]]]
     speed: list[Row]
     costliest: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     memory: list[Row]
     kl_positions: list[int]
     costliest_decode: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     limits: tuple[dict[str, Any] | None, dict[str, Any] | None]
+    train: Training
+    quality: Quality
     noise: list[Row]
     hard_cases: list[dict[str, Any]]
     places: list[Place]
@@ -80,12 +75,12 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
     explained_layers = explained * len(a.tables["ops"]) ** 0.5
     layers, departs_layer = _layers(a, b, explained_layers, numerics)
     model, kl = _model(a, b, numerics)
-    losses = tuple([row["loss"] for row in bundle.tables["training"]] for bundle in (a, b))
+    train = judge_training(a, b, numerics)
     return Comparison(
         about_a=a.about, about_b=b.about, explained=explained,
         explained_layers=explained_layers, ops=calls, layers=layers, departs_op=departs_op,
         departs_layer=departs_layer, model=model, kl_by_position=kl, generation=_generation(a, b),
-        training=_training(a, b, numerics), losses=losses,  # type: ignore[arg-type]
+        training=training_rows(a, b, train), losses=train.losses, train=train, quality=judge_quality(a, b),
         speed=_speed(a, b), memory=_memory(a, b),
         costliest=tuple(_top(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
         costliest_decode=tuple(_top_decode(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
@@ -174,13 +169,12 @@ def _noise(a: Bundle, b: Bundle) -> list[Row]:
 
 
 def mean_interval(values: Tensor, unit: str, kind: Kind) -> Quantity:
-    """Return the mean of independent values with its 95 % Student-t interval."""
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return Quantity(mean, unit, kind)
-    half = float(stats.t.ppf(0.975, n - 1) * values.std() / n**0.5)
-    low = mean - half if values.min() < 0 else max(mean - half, 0.0)  # what is never negative has no negative mean
-    return Quantity(mean, unit, kind, low, mean + half)
+    """Return the mean of independent values with its 95 % interval (`statistics.mean`, or that of positive values)."""
+    if len(values) < 2 or not bool(torch.isfinite(values).all()):
+        return Quantity(float(values.mean()), unit, kind)
+    numbers = values.double().numpy()
+    found = statistics.mean_of_positive(numbers) if numbers.min() >= 0 else statistics.mean(numbers)
+    return Quantity(found.value, unit, kind, found.low, found.high)
 
 
 def _generation(a: Bundle, b: Bundle) -> list[dict[str, Any]]:
@@ -191,26 +185,6 @@ def _generation(a: Bundle, b: Bundle) -> list[dict[str, Any]]:
         rows.append({"prompt": left["prompt"], "a": left["text"], "b": right["text"], "tokens": len(left["ids"]),
                      "same_tokens": split, "identical": left["ids"] == right["ids"]})
     return rows
-
-
-def _training(a: Bundle, b: Bundle, kind: Kind) -> list[Row]:
-    losses = [torch.tensor([row["loss"] for row in bundle.tables["training"]]).double() for bundle in (a, b)]
-    norms = [torch.tensor([row["grad_norm"] for row in bundle.tables["training"]]).double() for bundle in (a, b)]
-    kinds = [Kind(bundle.about["numerics"]) for bundle in (a, b)]
-    steps = len(losses[0])
-
-    def row(name: str, values: list[Tensor], unit: str, note: str) -> Row:
-        left, right = (float(v) for v in values)
-        return Row(name, Quantity(left, unit, kinds[0]), Quantity(right, unit, kinds[1]),
-                   Quantity(right - left, unit, kind), note)
-
-    return [
-        row("loss of the first step", [v[0] for v in losses], "nats/token", "same seeded weights, same batch"),
-        row(f"loss after {steps} steps", [v[-1] for v in losses], "nats/token", "same batches in the same order"),
-        row("gradient norm of the first step", [v[0] for v in norms], "", "before clipping"),
-        Row("largest loss difference", None, None,
-            Quantity(float((losses[1] - losses[0]).abs().max()), "nats/token", kind), f"over {steps} steps, one seed"),
-    ]
 
 
 def _speed(a: Bundle, b: Bundle) -> list[Row]:
@@ -246,9 +220,10 @@ def _measured(bundle: Bundle) -> dict[str, Quantity]:
     if bundle.about["timing"] != Kind.MEASURED.value:
         return {}
     decode = torch.tensor([1e3 * row["token_s"] for row in bundle.tables["generation"] if row["token_s"]]).double()
-    rates = torch.tensor([row["tokens"] / row["time_s"] for row in bundle.tables["training"][1:]]).double()
+    rates = torch.tensor([run["tokens"] / time for run in bundle.tables["training"] for time in run["time_s"][1:]])
+    found = (("decode step", "ms", decode), ("training step", "tokens/s", rates.double()))
     return {name: Quantity(float(v.median()), unit, Kind.MEASURED, float(v.min()), float(v.max()))
-            for name, unit, v in (("decode step", "ms", decode), ("training step", "tokens/s", rates)) if len(v)}
+            for name, unit, v in found if len(v)}
 
 
 def _top(bundle: Bundle) -> list[dict[str, Any]]:

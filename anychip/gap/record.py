@@ -12,6 +12,7 @@ from .bundle import Bundle
 from .noise import record_noise
 from .numerics import record_layers, record_model, record_ops
 from .proof import Reference, record_guided, record_hard_cases
+from .quality import record_quality
 from .speed import record_speed
 from .subject import Subject
 
@@ -29,6 +30,7 @@ def sections(reference: Reference, chip: Chip, bundle: Bundle) -> Iterator[tuple
     yield "noise", lambda: record_noise(reference, chip, bundle)
     yield "generation", lambda: record_generation(subject, chip, bundle)
     yield "training", lambda: record_training(subject, chip, bundle)
+    yield "quality", lambda: record_quality(subject, chip, bundle)
     yield "speed", lambda: record_speed(PUBLISHED, chip, bundle)
 
 

@@ -23,7 +23,11 @@ class Settings:
     text_length: int = 512
     logit_positions: int = 256
     new_tokens: int = 40
-    train_steps: int = 30
+    train_seeds: int = 3
+    train_steps: int = 20
+    questions: int = 120
+    question_tokens: int = 24
+    answer_tokens: int = 12
     train_batch: int = 2
     train_length: int = 128
     learning_rate: float = 1e-3
@@ -42,13 +46,13 @@ class Subject:
     prompts: tuple[str, ...]
     settings: Settings
 
-    def model(self, chip: Chip, *, trained: bool = True) -> Transformer:
-        """Return the model on a chip: with the subject's weights, or freshly initialised from the seed."""
+    def model(self, chip: Chip, *, trained: bool = True, seed: int = 0) -> Transformer:
+        """Return the model on a chip: with the subject's weights, or (not `trained`) initialised from `seed`."""
         model = Transformer(self.config, chip.ops())
         if trained:
             model.load_state_dict(self.weights)
         else:
-            initialize(model, self.settings.seed)
+            initialize(model, seed)
         chip.prepare(model)
         return model.to(chip.device)
 

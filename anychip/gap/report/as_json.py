@@ -8,7 +8,9 @@ from dataclasses import fields
 from typing import Any
 
 from ...record import Kind, Quantity
-from ..compare import Comparison, Row
+from ..compare import Comparison
+from ..quality import quality_row
+from ..row import Row
 from .verdict import Verdict, headline, verdicts
 from .words import coarser_format, command
 
@@ -40,6 +42,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "losses": {side: {"unit": "nats/token", "kind": about["numerics"], "values": values}
                    for side, about, values in zip("ab", (comparison.about_a, comparison.about_b), comparison.losses,
                                                   strict=True)},
+        "quality": quality_row(comparison.quality),
         "generation": comparison.generation,
         "costliest": {side: {"training": _costliest(training), "decode": _costliest(decode)}
                       for side, training, decode in zip("ab", comparison.costliest, comparison.costliest_decode,

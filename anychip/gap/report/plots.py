@@ -12,13 +12,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ...record import Kind, Quantity
-from ..compare import Comparison, Row
+from ..compare import Comparison
+from ..row import Row
 from .words import number, seconds, visible
 
 WIDTH_IN, POINTS_PER_IN = 6.1, 72
@@ -122,21 +124,24 @@ def kl_plot(comparison: Comparison) -> str:
 
 
 def losses_plot(comparison: Comparison, names: tuple[str, str]) -> str:
-    """Return both chips' losses over the steps, and under them B less A."""
-    a, b = comparison.losses
-    steps = range(1, len(a) + 1)
+    """Return both chips' losses over the steps, mean and range over the seeds, and under them B less A by seed."""
+    a, b = (np.array(side) for side in comparison.losses)
+    steps = range(1, a.shape[1] + 1)
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        every = max(1, len(a) // 10)
-        upper.plot(steps, a, color=CHIP_A, marker="o", markersize=5, markevery=every, label=f"A {_short(names[0])}")
-        upper.plot(steps, b, color=CHIP_B, marker="s", markersize=5, markevery=(every // 2, every), linestyle="--",
-                   label=f"B {_short(names[1])}")
+        every = max(1, a.shape[1] // 10)
+        styles = ((CHIP_A, "o", "-", 0), (CHIP_B, "s", "--", every // 2))
+        for side, letter, name, (colour, marker, line, start) in zip((a, b), "AB", names, styles, strict=True):
+            upper.plot(steps, side.mean(0), color=colour, marker=marker, markersize=5, markevery=(start, every),
+                       linestyle=line, label=f"{letter} {_short(name)}")
+            upper.fill_between(steps, side.min(0), side.max(0), color=colour, alpha=0.15, linewidth=0)
         upper.legend(loc="upper right")
         upper.set_ylabel("nats/token")
-        lower.plot(steps, [y - x for x, y in zip(a, b, strict=True)], color=GAP)
+        for seed, delta in enumerate(b - a):
+            lower.plot(steps, delta, color=GAP, linewidth=1.6 if not seed else 0.9, alpha=1.0 if not seed else 0.6)
         lower.axhline(0, color=INK, linewidth=0.8)
-        lower.set(xlim=(0.5, len(a) + 0.5), xlabel="training step", ylabel="B less A")
+        lower.set(xlim=(0.5, a.shape[1] + 0.5), xlabel="training step", ylabel="B less A")
 
     return _svg(draw, 4.1, "losses", "Training loss of both chips step by step, and their difference")
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ...record import Kind, Quantity
-from ..compare import Comparison, Row
+from ..compare import Comparison
+from ..row import Row
 from .verdict import beyond, headline, verdicts
 from .words import (
     MEANINGS,

@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from ...record import Kind, Quantity
-from ..compare import Comparison, Row
+from ..compare import Comparison
 from ..noise import KINDS
 from ..numerics import DISCRETE
+from ..row import Row
+from ..statistics import LEVEL
+from ..train_level import spread
 from .words import coarser_format, full, number, row_unit
 
 RESOLUTION = 1e-6  # nats a token: what float32 log-probabilities of about -10 can tell apart
@@ -56,7 +59,7 @@ def headline(comparison: Comparison) -> str:
 def verdicts(comparison: Comparison) -> list[Verdict]:
     """Return the whole verdict, most telling lines first."""
     return [_faults(comparison), _ops(comparison), _layers(comparison), *_model(comparison), _training(comparison),
-            _generation(comparison), *_speed(comparison), _memory(comparison)]
+            _quality(comparison), _generation(comparison), *_speed(comparison), _memory(comparison)]
 
 
 def beyond(row: Row, bound: float) -> bool:
@@ -153,11 +156,41 @@ def _model(comparison: Comparison) -> list[Verdict]:
 
 
 def _training(comparison: Comparison) -> Verdict:
-    if not comparison.training:
-        return Verdict(Mark.UNKNOWN, "training", ("no training step was recorded",))
-    end, largest = _find(comparison.training, "loss after"), _find(comparison.training, "largest loss")
-    return Verdict(_fact(largest), "training", (f"{end.name}, B less A: ", _gap(end), "; largest difference ",
-                                                _gap(largest), f" {largest.note}"))
+    """Paired by seed. A gap is real where the interval of the difference leaves out 0 and is not format noise."""
+    train = comparison.train
+    gap, other = train.gap(), Quantity(spread(train), "nats/token", train.kind)
+    said = (f"loss after {train.steps} steps, B less A, paired over {train.seeds} seeds: ", gap)
+    if not math.isfinite(train.test.difference.value):
+        return Verdict(Mark.GAP, "training", said)
+    if gap.value == 0 and train.first == 0:
+        return Verdict(Mark.SAME, "training", (*said, "; the first step's loss is equal"))
+    tail = (f" (p {number(train.test.p)}); first step's loss apart by {number(train.first)} relative; another seed "
+            "alone moves it by ", other)
+    if train.seeds < 2:
+        return Verdict(Mark.FACT, "training", (*said, "; one seed allows no interval"))
+    if train.test.p >= 1 - LEVEL:
+        return Verdict(Mark.NOISE, "training", (*said, *tail))
+    if abs(train.test.difference.value) <= spread(train):
+        return Verdict(Mark.NOISE, "training", (*said, *tail, ": more"))
+    return Verdict(Mark.GAP, "training", (*said, *tail))
+
+
+def _quality(comparison: Comparison) -> Verdict:
+    """The same questions on both; no verdict of equality where so few cannot show the difference that is asked for."""
+    q, kind = comparison.quality, comparison.train.kind
+    d = q.test.difference
+    points = Quantity(100 * d.value, "points", kind, 100 * d.low, 100 * d.high)
+    said = (f"{q.num} questions (which of four continuations is the text's own): A right on "
+            f"{number(100 * q.right[0])} %, B on {number(100 * q.right[1])} %; B less A ", points,
+            f"; {q.changed[0]} right on A alone, {q.changed[1]} on B alone (McNemar p {number(q.test.p)})")
+    if q.test.p < 1 - LEVEL:
+        return Verdict(Mark.GAP, "quality", said)
+    if sum(q.changed) == 0:
+        return Verdict(Mark.SAME, "quality", (*said, "; every answer is the same"))
+    if q.seen <= q.asked:
+        return Verdict(Mark.NOISE, "quality", said)
+    return Verdict(Mark.UNKNOWN, "quality", (*said, f"; so many questions show {number(100 * q.seen)} points or more: "
+                                             f"{math.ceil(q.wanted):,} would show {number(100 * q.asked)}"))
 
 
 def _generation(comparison: Comparison) -> Verdict:

@@ -7,9 +7,10 @@ import shlex
 from typing import Any
 
 from ...record import Kind, Quantity
-from ..compare import Comparison, Row
+from ..compare import Comparison
 from ..numerics import DISCRETE
 from ..proof import EXPLAINED
+from ..row import Row
 
 TAGS = {Kind.MEASURED: "meas", Kind.EMULATED: "emul", Kind.SIMULATED: "sim", Kind.PUBLISHED: "publ"}
 MEANINGS = {

@@ -1,0 +1,136 @@
+"""What a run can and cannot tell: intervals of means, paired runs, paired questions, and how many would be needed.
+
+Student's t for means of few independent values and for pairs; a log-normal form where values are positive and heavy-
+tailed (KL by position); McNemar's exact test and the score interval of paired shares for questions answered by both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its `LEVEL` confidence interval; equal ends where one value allows none."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean(values: np.ndarray) -> Interval:
+    """Return the mean of independent values with Student's interval. Fewer than two values have no width: NaN ends."""
+    value, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Interval(value, math.nan, math.nan)
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return Interval(value, value - half, value + half)
+
+
+def mean_of_positive(values: np.ndarray) -> Interval:
+    """Return the mean of values that are never negative and often heavy-tailed, with an interval above 0.
+
+    The interval is Student's, formed for the logarithm of the mean (delta method), so that it stays above 0 and
+    leans to the right as such means do.
+    """
+    plain = mean(values)
+    if not plain.value > 0 or math.isnan(plain.low):
+        return plain
+    factor = math.exp((plain.high - plain.value) / plain.value)
+    return Interval(plain.value, plain.value / factor, plain.value * factor)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test of 'no difference': the two-sided p value and the estimated difference with its interval."""
+
+    difference: Interval
+    p: float
+
+
+def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
+    """Compare runs that share their seed and data order, b less a: Student's t on the differences.
+
+    Equal pairs have p 1. Differences that are all the same and not 0 have p 0: the runs are deterministic.
+    """
+    delta = np.asarray(b, float) - np.asarray(a, float)
+    interval = mean(delta)
+    if len(delta) < 2:
+        return Test(interval, math.nan)
+    if np.ptp(delta) == 0:
+        return Test(interval, 1.0 if delta[0] == 0 else 0.0)
+    t = interval.value / (np.std(delta, ddof=1) / math.sqrt(len(delta)))
+    return Test(interval, float(2 * stats.t.sf(abs(t), len(delta) - 1)))
+
+
+def reference_convergence(reference: np.ndarray, tested: np.ndarray, p: float = 0.05) -> tuple[float, bool]:
+    """Return (limit, accepted): may the tested runs' mean loss be this high? One-sided two-sample Student t.
+
+    As in MLPerf Training's reference-convergence rule (equal variances, p = 0.05), for losses: higher is worse.
+    """
+    n, m = len(reference), len(tested)
+    pooled = ((n - 1) * np.var(reference, ddof=1) + (m - 1) * np.var(tested, ddof=1)) / (n + m - 2)
+    margin = stats.t.ppf(1 - p, n + m - 2) * math.sqrt(pooled * (1 / n + 1 / m))
+    limit = float(np.mean(reference) + margin)
+    return limit, bool(np.mean(tested) <= limit)
+
+
+def mcnemar(only_a: int, only_b: int, n: int) -> Test:
+    """Compare two systems on the same `n` questions: `only_a` were right on a alone, `only_b` on b alone.
+
+    Returns the difference of the shares right, b less a, with Tango's score interval, and McNemar's exact
+    (binomial, two-sided) p. Raises ValueError where the counts do not fit.
+    """
+    if min(only_a, only_b) < 0 or only_a + only_b > n or n < 1:
+        raise ValueError(f"{only_a} and {only_b} questions cannot be right on one side alone of {n}")
+    changed = only_a + only_b
+    p = 1.0 if changed == 0 else float(stats.binomtest(only_b, changed, 0.5).pvalue)
+    low, high = (_tango(only_a, only_b, n, side) for side in (-1, 1))
+    return Test(Interval((only_b - only_a) / n, low, high), p)
+
+
+def _tango(only_a: int, only_b: int, n: int, side: int) -> float:
+    """One end of Tango's score interval for a paired difference (Statistics in Medicine 17, 1998), by bisection."""
+    z, start = stats.norm.ppf(0.5 + LEVEL / 2), (only_b - only_a) / n
+    inside, outside = start, float(side)
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if abs(_score(only_a, only_b, n, middle)) <= z else (inside, middle)
+    return inside
+
+
+def _score(only_a: int, only_b: int, n: int, delta: float) -> float:
+    b = -only_b - only_a + (2 * n - only_b + only_a) * delta
+    c = -only_a * delta * (1 - delta)
+    p = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+    variance = n * (2 * p + delta * (1 - delta))
+    gap = only_b - only_a - n * delta
+    return 0.0 if gap == 0 else math.copysign(math.inf, gap) if variance <= 0 else gap / math.sqrt(variance)
+
+
+def resolvable(n: int, changed_share: float, power: float = 0.8) -> float:
+    """Return the smallest difference of two shares that `n` paired questions show with this power at level 0.05.
+
+    `changed_share` is the share of questions that only one side gets right (Connor's formula, solved for the gap).
+    """
+    z = stats.norm.ppf(0.975), stats.norm.ppf(power)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if needed(middle, changed_share, power) <= n else (middle, high)
+    return min(high, max(changed_share, sum(z) ** 2 / n))
+
+
+def needed(difference: float, changed_share: float, power: float = 0.8) -> float:
+    """Return how many paired questions show a difference of shares with this power at level 0.05 (Connor 1987)."""
+    if difference <= 0:
+        return math.inf
+    changed = max(changed_share, difference)
+    alpha, beta = stats.norm.ppf(0.975), stats.norm.ppf(power)
+    return float(((alpha * math.sqrt(changed) + beta * math.sqrt(changed - difference**2)) / difference) ** 2)
