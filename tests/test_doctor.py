@@ -150,6 +150,18 @@ def test_torch_npu_keeps_the_installed_torch_where_the_cann_has_one_for_it() -> 
     assert found.wanted == "CANN 8.3.RC1 (found 8.5.0)" and "torch_npu==2.8.0.post2" in found.command
 
 
+def test_torch_npu_without_cann_on_a_laptop_is_to_be_removed_for_torch_to_load() -> None:
+    found = findings(**{**LAPTOP, "packages": {"torch": "2.13.0", "torch-npu": "2.13.0"}})["torch_npu"]
+    assert found.status == "wrong" and "`import torch` fails" in found.wanted
+    assert found.command == "pip uninstall -y torch-npu"
+
+
+def test_an_npu_without_device_files_is_a_container_that_was_not_given_them() -> None:
+    found = findings(**ASCEND, packages=ASCEND_PACKAGES, ascend_devices=0)["Ascend devices"]
+    assert found.status == "wrong" and "--device /dev/davinci0" in found.command
+    assert problems(**ASCEND, packages=ASCEND_PACKAGES, ascend_devices=8) == {}
+
+
 def test_torch_of_another_version_than_torch_npu_is_wrong() -> None:
     packages = {**ASCEND_PACKAGES, "torch": "2.13.0+cpu"}
     found = findings(**{**ASCEND, "machine": "x86_64"}, packages=packages)["torch_npu"]

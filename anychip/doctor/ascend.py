@@ -33,6 +33,19 @@ def check_ascend_driver(probe: Probe, table: Table) -> Iterator[Finding]:
         yield Finding(name, _with_chips(found, probe), wanted, "ok")
 
 
+def check_ascend_devices(probe: Probe, _table: Table) -> Iterator[Finding]:
+    """The device files, which a container sees only where it was given them."""
+    if not probe.has_ascend or probe.ascend_devices is None:
+        return
+    if probe.ascend_devices:
+        yield Finding("Ascend devices", f"/dev/davinci, {probe.ascend_devices} of them", "at least one", "ok")
+    else:
+        yield Finding("Ascend devices", "an NPU on the bus, no /dev/davinci*", "the device files, in a container too",
+                      "wrong", "docker run --device /dev/davinci0 --device /dev/davinci_manager --device "
+                      "/dev/devmm_svm --device /dev/hisi_hdc -v /usr/local/Ascend/driver:/usr/local/Ascend/driver:ro "
+                      "IMAGE")
+
+
 def check_cann(probe: Probe, table: Table) -> Iterator[Finding]:
     """CANN and its environment; whether it fits torch_npu is said there, where a pip command mends it."""
     if not probe.has_ascend and probe.cann_home is None:
@@ -57,6 +70,10 @@ def check_torch_npu(probe: Probe, table: Table) -> Iterator[Finding]:
     name, found, torch = "torch_npu", probe.packages.get("torch-npu"), probe.packages.get("torch")
     if found is None and not probe.has_ascend:
         yield Finding(name, NOT_NEEDED, "only with an Ascend NPU", "ok")
+        return
+    if not probe.has_ascend and probe.cann_home is None:  # torch loads it by itself, and it needs CANN's libraries
+        yield Finding(name, f"{found}, without CANN", "none here: `import torch` fails with it", "wrong",
+                      "pip uninstall -y torch-npu")
         return
     fitting = table.torch_npu_for(probe.cann, probe.python, torch) if probe.cann else None
     package = fitting.package if fitting else table.advised["torch_npu"]

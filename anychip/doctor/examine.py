@@ -13,6 +13,7 @@ _CHECKS = (
     host.check_compiler,
     host.check_nvidia_driver,
     ascend.check_ascend_driver,
+    ascend.check_ascend_devices,
     ascend.check_cann,
     host.check_torch,
     ascend.check_torch_npu,

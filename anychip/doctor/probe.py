@@ -47,6 +47,7 @@ class Probe:
     nvidia_driver: str | None = None
     ascend_driver: str | None = None
     ascend_chips: tuple[str, ...] = ()
+    ascend_devices: int | None = None  # device files; None: not looked for
     cann: str | None = None
     cann_home: str | None = None
     cann_is_sourced: bool = False
@@ -80,6 +81,7 @@ class Probe:
             nvidia_driver=_nvidia_driver(env, root),
             ascend_driver=_field(root / "usr/local/Ascend/driver/version.info", r"^Version\s*=\s*(\S+)"),
             ascend_chips=_ascend_chips(env),
+            ascend_devices=sum(p.name[7:].isdigit() for p in (root / "dev").glob("davinci*")),
             cann=None if cann_home is None else _cann_version(cann_home),
             cann_home=None if cann_home is None else str(cann_home),
             cann_is_sourced=bool(env.get("ASCEND_HOME_PATH")),
