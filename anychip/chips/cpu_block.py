@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from .cpu_bind import bind
 from .cpu_kernels import load_library
 
 _F32 = torch.float32
+_ADDRESS, _FORMAT = Tensor.data_ptr, attrgetter("dtype")
 _FEW = 8  # tokens that the kernel takes at once
 _MAX_STREAMS, _MAX_ITERS = 4, 64  # what its mHC is built for
 
@@ -114,7 +116,8 @@ class Blocks:
         if slots is None:
             slots = self._slots[block] = [_find(block, path) for path in _WEIGHTS]
         tensors = [owner[name] for owner, name in slots]
-        state = [None if t is None else (t.data_ptr(), t.dtype) for t in tensors]
+        found = [t for t in tensors if t is not None]
+        state = [len(tensors) - len(found), *map(_ADDRESS, found), *map(_FORMAT, found)]
         known = self._weights.get(block)
         if known is None or known[0] != state:
             known = self._weights[block] = (state, _pack_weights(block, tensors))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ from .cpu_kernels import load_library
 
 _F32 = torch.float32
 _MAX_STREAMS, _MAX_ITERS = 4, 64  # what the kernels are built for
+_NO_RUN = -1  # no run of autograd has this number
 
 
 @cache
 def _kernels() -> SimpleNamespace:
     return bind(load_library(), {
-        "threads": "", "hc_pre": "illiff" + "p" * 9, "hc_pre_back": "illiff" + "p" * 14,
+        "threads": "", "hc_pre": "illiff" + "p" * 9, "hc_pre_back": "illiff" + "p" * 14 + "i",
         "hc_head": "illff" + "p" * 7, "hc_head_back": "illff" + "p" * 12,
         "hc_post": "illppppp", "hc_post_back": "ill" + "p" * 9,
     })  # fmt: skip
@@ -53,7 +55,11 @@ def _pre(streams: Tensor, weights: HyperWeights, rule: HyperRule, mix: int, rms:
 
 
 class _Pre(torch.autograd.Function):
-    """hc_pre with its gradients; keeps the streams, the mixing products and the norms."""
+    """hc_pre with its gradients; keeps the streams, the mixing products and the norms.
+
+    `joined` is the gradient of the streams that came through the site's hc_post in a run of autograd, to which this
+    run's backward adds its own in the same pass over memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, rule: HyperRule) -> Any:
@@ -61,7 +67,7 @@ class _Pre(torch.autograd.Function):
         mix, rms = torch.empty(streams.shape[0], fn.shape[0]), torch.empty(streams.shape[0])
         out = _pre(streams, HyperWeights(fn, base, scale), rule, mix.data_ptr(), rms.data_ptr())
         ctx.save_for_backward(streams, fn, base, scale, mix, rms)
-        ctx.rule = rule
+        ctx.rule, ctx.source, ctx.joined = rule, weakref.ref(streams), (_NO_RUN, None)
         return out
 
     @staticmethod
@@ -71,10 +77,14 @@ class _Pre(torch.autograd.Function):
         tokens, n, d = streams.shape
         dout, dpost, dcomb = (grad.contiguous() for grad in grads)
         made, parts = _gradients(streams, fn, base, scale)
+        (run, joined), ctx.joined = ctx.joined, (_NO_RUN, None)
+        joined = joined if run == torch._C._current_graph_task_id() else None
+        made[0] = made[0] if joined is None else joined
         inputs = (streams, fn, base, scale, mix, rms, dout, dpost, dcomb)
         _kernels().hc_pre_back(
-            n, tokens, d, rule.sinkhorn_iters, rule.eps, rule.norm_eps, *(t.data_ptr() for t in (*inputs, *made, parts))
-        )
+            n, tokens, d, rule.sinkhorn_iters, rule.eps, rule.norm_eps,
+            *(t.data_ptr() for t in (*inputs, *made, parts)), int(joined is not None),
+        )  # fmt: skip
         return (*made, None)
 
 
@@ -83,9 +93,21 @@ def hc_post(y_Td: Tensor, streams_Tnd: Tensor, post_Tn: Tensor, comb_Tnn: Tensor
     if not (y_Td.dtype is streams_Tnd.dtype is post_Tn.dtype is comb_Tnn.dtype is _F32):
         refuse("hc_post", y_Td, streams_Tnd, post_Tn, comb_Tnn)
     if wants_grad(y_Td, streams_Tnd, post_Tn, comb_Tnn):
-        out: Tensor = _Post.apply(y_Td, streams_Tnd, post_Tn, comb_Tnn)
+        out: Tensor = _Post.apply(y_Td, streams_Tnd, post_Tn, comb_Tnn, _site_of(streams_Tnd, post_Tn, comb_Tnn))
         return out
     return _post(y_Td.contiguous(), streams_Tnd.contiguous(), post_Tn.contiguous(), comb_Tnn.contiguous())
+
+
+def _site_of(streams: Tensor, post: Tensor, comb: Tensor) -> Any:
+    """Return the node of the hc_pre that made post and comb from these very streams, or None.
+
+    Whatever needs the streams' gradient then runs that node after hc_post's own, so it can take both parts at once.
+    """
+    node = post.grad_fn
+    if node is None or node is not comb.grad_fn or not isinstance(node, _Pre._backward_cls):  # type: ignore[attr-defined]
+        return None
+    source = cast(Any, node).source()
+    return node if source is streams and streams.requires_grad else None
 
 
 def _post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
@@ -100,12 +122,13 @@ def _post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
 
 
 class _Post(torch.autograd.Function):
-    """hc_post with its gradients; keeps its inputs."""
+    """hc_post with its gradients; keeps its inputs, and its site's hc_pre where that takes the streams' gradient."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor, site: Any) -> Tensor:
         kept = tuple(t.contiguous() for t in (y, streams, post, comb))
         ctx.save_for_backward(*kept)
+        ctx.site = site
         return _post(*kept)
 
     @staticmethod
@@ -115,7 +138,13 @@ class _Post(torch.autograd.Function):
         made = [torch.empty_like(t) for t in kept]
         dout = dout.contiguous()  # named: it must outlive the call
         _kernels().hc_post_back(n, tokens, d, *(t.data_ptr() for t in (dout, *kept, *made)))
-        return tuple(made)
+        dy, dstreams, dpost, dcomb = made
+        if ctx.site is None:
+            return dy, dstreams, dpost, dcomb, None
+        run = torch._C._current_graph_task_id()
+        before, joined = ctx.site.joined
+        ctx.site.joined = (run, dstreams if before != run or joined is None else joined + dstreams)
+        return dy, None, dpost, dcomb, None
 
 
 def hc_head(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..ops import Ranges
 from .layout import Layout, visible_ranges, window_ranges
 from .rotary import angles, inverse_frequencies
-from .state import State
+from .state import CSA, State
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Plan:
     def __init__(self, config: ModelConfig, layout: Layout, state: State | None, device: torch.device) -> None:
         self.config, self.layout, self.state, self.device = config, layout, state, device
         self._layers: dict[int, LayerPlan] = {}
+        self._turned: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def layer(self, ratio: int) -> LayerPlan:
         """Return the plan of layers with this compress ratio (0, 4 or 128)."""
@@ -54,15 +55,23 @@ class Plan:
     def positions_T(self) -> Tensor:
         return self.layout.positions()
 
-    def _make(self, ratio: int) -> LayerPlan:
-        frequency = inverse_frequencies(self.config, ratio)
-        cos, sin = angles(self.positions_T, frequency)
+    @cached_property
+    def window(self) -> Ranges:
+        """The window rows of each token, the same for all layers."""
         rows = self.layout.offsets() if self.state is None else self.state.row_of_zero("window")
-        window = window_ranges(self.layout, self.positions_T, rows, self.config.sliding_window)
-        pooling = self._pooling(ratio, frequency) if ratio else None
-        visible = self._visible(ratio) if ratio else None
-        return LayerPlan(cos.to(self.device), sin.to(self.device), self._put(window), pooling,
-                         None if visible is None else self._put(visible))
+        return self._put(window_ranges(self.layout, self.positions_T, rows, self.config.sliding_window))
+
+    def _make(self, ratio: int) -> LayerPlan:
+        cos, sin = self._angles(bool(ratio))
+        visible = self._put(self._visible(ratio)) if ratio else None
+        return LayerPlan(cos, sin, self.window, self._pooling(ratio) if ratio else None, visible)
+
+    def _angles(self, compressed: bool) -> tuple[Tensor, Tensor]:
+        """Angles of the tokens; CSA and HCA layers turn alike."""
+        if compressed not in self._turned:
+            cos, sin = angles(self.positions_T, inverse_frequencies(self.config, CSA if compressed else 0))
+            self._turned[compressed] = cos.to(self.device), sin.to(self.device)
+        return self._turned[compressed]
 
     def _visible(self, ratio: int) -> Ranges:
         if self.state is None:
@@ -71,7 +80,9 @@ class Plan:
             rows = self.state.row_of_zero(f"entries{ratio}")
         return visible_ranges(self.layout, self.positions_T, rows, ratio)
 
-    def _pooling(self, ratio: int, frequency: Tensor) -> Pooling:
+    def _pooling(self, ratio: int) -> Pooling:
+        if all(start // ratio == end // ratio for start, end in zip(self.layout.starts, self.layout.ends, strict=True)):
+            return _no_pooling(ratio == CSA, self.config.qk_rope_head_dim // 2, self.device)
         rows = self.layout.offsets() if self.state is None else self.state.row_of_zero(f"tokens{ratio}")
         opened, closed, spans = [], [], list(zip(self.layout.starts, self.layout.ends, strict=True))
         for (start, end), row in zip(spans, rows.tolist(), strict=True):
@@ -79,10 +90,19 @@ class Plan:
             opened.append(window * ratio)
             closed.append(window * ratio + row)
         position_E, first_E = torch.cat(opened), torch.cat(closed)
-        previous_E = torch.where(position_E > 0, first_E - ratio, -1) if ratio == 4 else None
-        cos, sin = angles(position_E, frequency)
+        previous_E = torch.where(position_E > 0, first_E - ratio, -1) if ratio == CSA else None
+        cos, sin = angles(position_E, inverse_frequencies(self.config, ratio))
         put = [None if t is None else t.to(self.device) for t in (first_E.int(), previous_E, cos, sin)]
         return Pooling(put[0], None if put[1] is None else put[1].int(), put[2], put[3])  # type: ignore[arg-type]
 
     def _put(self, ranges: Ranges) -> Ranges:
         return Ranges(ranges.start.to(self.device), ranges.count.to(self.device), ranges.num_pairs, ranges.max_count)
+
+
+@lru_cache(maxsize=16)
+def _no_pooling(overlapping: bool, half: int, device: torch.device) -> Pooling:
+    """No window closes: most decode steps."""
+    with torch.inference_mode(False):
+        none = torch.empty(0, dtype=torch.int32, device=device)
+        angle = torch.empty(0, half, device=device)
+    return Pooling(none, none if overlapping else None, angle, angle)

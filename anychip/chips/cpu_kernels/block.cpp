@@ -44,14 +44,6 @@ struct Product {
     Targets to;
 };
 
-constexpr int64_t STEP = 4;  // rows of weights that are read side by side
-
-// row_dots, asking for the rows that come next: the processor does not follow streams this short by itself.
-INLINE void stream_dots(const float* x, const float* w, int rows, int64_t n, float* out) {
-    for (int64_t i = 0; i < rows * n; i += 16) __builtin_prefetch(w + STEP * n + i);
-    row_dots(x, w, rows, n, out);
-}
-
 void products(const Team& team, const Product* jobs, int count, int64_t tokens) {
     int64_t all = 0, base = 0;
     for (int j = 0; j < count; j++) all += (jobs[j].rows + STEP - 1) / STEP;

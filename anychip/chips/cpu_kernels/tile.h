@@ -33,11 +33,7 @@ INLINE void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a
         for (; r < rows; r++) tile<1, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
         return;
     }
-    for (; r + 6 <= rows; r += 6) {
-        if (a_k == 1)
-            for (int64_t i = 0; i < 6 * depth; i += 16) __builtin_prefetch(a + (r + 6) * a_row + i);
-        tile<6, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
-    }
+    for (; r + 6 <= rows; r += 6) tile<6, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
     for (; r + 4 <= rows; r += 4) tile<4, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
     for (; r + 2 <= rows; r += 2) tile<2, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
     for (; r < rows; r++) tile<1, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
