@@ -61,7 +61,8 @@ def unordered_pairs(steps: list[Step]) -> list[tuple[Step, Step]]:
             if key in flags:
                 _hold(graph, pipes[step.core, step.peer], flags.pop(key))
         elif step.kind == "barrier":
-            _barrier(graph, [p for (core, name), p in pipes.items() if core == step.core and step.pipe in (name, "ALL")])
+            drained = PIPES if step.pipe == "ALL" else (step.pipe,)
+            _barrier(graph, [pipes[step.core, name] for name in drained])
         elif step.kind == "sync_set":
             assert pipe is not None
             sent[step.core, step.event].append(_complete(graph, pipe, scalar))
