@@ -57,10 +57,15 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     wanted = set(asked.only.split(",")) if asked.only else set()
-    results = [planted for kernel in kernels() if not wanted or kernel.name in wanted
-               for planted in remove_each_sync(kernel)]
-    results += [planted for planted in plant_in_source() if not wanted or planted.kernel in wanted]
-    print(table(results))
+    results: list[Planted] = []
+    for kernel in kernels():
+        if not wanted or kernel.name in wanted:
+            of_kernel = list(remove_each_sync(kernel))
+            results += of_kernel
+            print(table(of_kernel), flush=True)
+    of_source = [planted for planted in plant_in_source() if not wanted or planted.kernel in wanted]
+    results += of_source
+    print(table(of_source))
     counts = Counter(r.outcome for r in results)
     share = (counts["found"] + counts["redundant"]) / max(len(results), 1)
     print(json.dumps({"planted": len(results), **counts, "share": round(share, 4), "limit": LIMIT,
@@ -86,21 +91,18 @@ class _Case:
 
 
 def remove_each_sync(kernel: Kernel) -> Iterator[Planted]:
-    """Remove each synchronisation of a kernel in turn, run all examples that have it, and say what comes of it.
+    """Remove each synchronisation of a kernel in turn and say what comes of it.
 
-    Examples that compile to different programs are looked at one by one: a removal is one line of one program.
+    The program is that of the kernel's first example; all examples that compile to the same program are run.
     """
-    programs: dict[str, list[_Case]] = {}
-    for example in kernel.examples:
-        case = _case(kernel, example)
-        programs.setdefault(case.compiled.hivm, []).append(case)
-    for hivm, cases in programs.items():
-        lines = hivm.splitlines()
-        for number, line in enumerate(lines):
-            if match := SYNC.search(line):
-                without = "\n".join(lines[:number] + lines[number + 1:]) + "\n"
-                outcome, how = _judged(cases, without)
-                yield Planted(kernel.name, match[1], number + 1, outcome, how)
+    cases = [_case(kernel, example) for example in kernel.examples]
+    cases = [case for case in cases if case.compiled.hivm == cases[0].compiled.hivm]
+    lines = cases[0].compiled.hivm.splitlines()
+    for number, line in enumerate(lines):
+        if match := SYNC.search(line):
+            without = "\n".join(lines[:number] + lines[number + 1:]) + "\n"
+            outcome, how = _judged(cases, without)
+            yield Planted(kernel.name, match[1], number + 1, outcome, how)
 
 
 def plant_in_source() -> Iterator[Planted]:
