@@ -20,8 +20,8 @@ extern "C" {
 struct RunRequest {
   const int32_t* code;
   int64_t code_length;
-  // Functions as a flat list: for each [cube, entry, slots, views, constants, parameters, (register, low, high)..,
-  // (source, register, type)..], `constants` and `parameters` being counts.
+  // Functions as a flat list: for each [cube, entry, slots, views, registers, constants, parameters,
+  // (register, low, high).., (source, register, type)..], `constants` and `parameters` being counts.
   const int32_t* functions;
   int64_t num_functions;
   int64_t workspace_bytes;
@@ -56,9 +56,9 @@ static Program read_program(const RunRequest& r) {
   program.workspace_bytes = r.workspace_bytes;
   const int32_t* p = r.functions;
   for (int64_t i = 0; i < r.num_functions; ++i) {
-    Function f{p[0] != 0, p[1], p[2], p[3], {}, {}};
-    const int constants = p[4], parameters = p[5];
-    p += 6;
+    Function f{p[0] != 0, p[1], p[2], p[3], p[4], {}, {}};
+    const int constants = p[5], parameters = p[6];
+    p += 7;
     for (int k = 0; k < constants; ++k, p += 3)
       f.constants.push_back({p[0], int64_t(uint64_t(uint32_t(p[1])) | uint64_t(uint32_t(p[2])) << 32)});
     for (int k = 0; k < parameters; ++k, p += 3) f.parameters.push_back({p[0], p[1], p[2]});

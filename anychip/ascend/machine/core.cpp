@@ -10,6 +10,7 @@ constexpr int64_t kLimit = 4'000'000'000;  // scalar instructions of one core in
 void Core::start(const Function& f, const std::vector<Value>& arguments, const int64_t grid[3], int64_t block) {
   slots_.assign(size_t(f.slots), Slot{0});
   views_.assign(size_t(f.views), View{});
+  registers_.resize(size_t(f.registers));
   for (auto [r, bits] : f.constants) slots_[size_t(r)].i = bits;
   for (const auto& p : f.parameters) {
     if (p.type < 0) {
@@ -83,6 +84,9 @@ bool Core::run() {
       case Code::tile: p += tile(p); continue;
       case Code::fail: throw MachineError(p[1], "an assertion of the kernel failed");
       case Code::count: throw MachineError(-1, "an instruction that does not exist");
+      case Code::move_register: registers_[size_t(p[1])] = registers_[size_t(p[2])]; p += 3; continue;
+      case Code::reg_op: case Code::reg_fill: case Code::reg_lane: case Code::reg_load: case Code::reg_store:
+      case Code::reg_mask: case Code::reg_count: p += register_code(code, p); continue;
       default: p += view_code(code, p); continue;
     }
   }

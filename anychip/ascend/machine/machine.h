@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "registers.h"
 #include "tile.h"
 
 namespace anychip {
@@ -17,7 +18,7 @@ enum Argument : int32_t { kZero = -1, kLock = -2, kWorkspace = -3, kGridX = -4, 
 
 struct Function {
   bool cube;
-  int32_t entry, slots, views;
+  int32_t entry, slots, views, registers;
   std::vector<std::pair<int32_t, int64_t>> constants;  // register, bits
   struct Parameter { int32_t source, register_, type; };  // type: element type of a memref; -1 for a scalar
   std::vector<Parameter> parameters;
@@ -78,6 +79,15 @@ class Core {
   void matrix(TileOp& op);
   void matrix_steps(TileOp& op, const MatmulShape& shape, const int64_t* events);
   void fixpipe_access(TileOp& op, Step& step);
+  void fixpipe_halves(TileOp& op);
+  void run_bound(TileOp& op);
+
+  int register_code(Code code, const int32_t* p);
+  void register_op(const int32_t* p);
+  void register_load(const int32_t* p);
+  void register_store(const int32_t* p);
+  uint8_t* reach(const View& view, int32_t instruction, const int32_t* index, int rank, int64_t bytes, bool write, Access& access);
+  void register_step(int32_t instruction, TileOpCode op, const Access* access);
 
   void bind(Operand& operand);      // finds the memory, checks its bounds
   void write_back(TileOp& op);      // of operands that reach outside their buffer
@@ -91,6 +101,7 @@ class Core {
   int id_;
   std::vector<Slot> slots_;
   std::vector<View> views_;
+  std::vector<Register> registers_;
   TileOp op_;
   const int32_t* pc_ = nullptr;
   int64_t block_ = 0, scalar_ops_ = 0;
@@ -116,7 +127,11 @@ class Machine {
   void prepare(const std::vector<Value>& arguments);
   void run_block(int64_t block, const std::vector<Value>& arguments, const int64_t grid[3]);
   void poison();
-  int buffer_of(int core, Space space) const { return on_chip_ + core * 5 + int(space) - 1; }
+  // The cube core's fixpipe writes to the first vector core's UB, and vector cores copy to the cube core's L1.
+  int buffer_of(int core, Space space) const {
+    const int owner = core == 0 && space == Space::ub ? 1 : core > 0 && space != Space::ub ? 0 : core;
+    return on_chip_ + owner * 5 + int(space) - 1;
+  }
   int buffer_of_argument(int i) const { return argument_buffer_[i]; }
 
   const Program& program_;

@@ -42,7 +42,15 @@ namespace anychip {
   X(barrier)         /* #instruction #pipe */                                                                          \
   X(sync_set) X(sync_wait)  /* #instruction #pipe #flag x:flag (flag -1: take the register) */                         \
   X(tile)            /* #op #instruction #inputs #outputs #scratch (#type or -1, register).. #attributes .. */         \
-  X(fail)            /* #instruction: an assertion that may not be reached */
+  X(fail)            /* #instruction: an assertion that may not be reached */                                          \
+  X(move_register)   /* r r: vector registers of the 950 */                                                            \
+  X(reg_op)          /* #instruction #op #name r r:second r:third r:mask x:scalar #from #to #mode #extra */             \
+  X(reg_fill)        /* #instruction r x #type r:mask */                                                               \
+  X(reg_lane)        /* x r #type: the first lane as a scalar */                                                       \
+  X(reg_load)        /* #instruction r r:second v #pattern #type #rank x:index.. */                                    \
+  X(reg_store)       /* #instruction r r:mask v #pattern #type #rank x:index.. */                                      \
+  X(reg_mask)        /* r #pattern #lane_bytes */                                                                      \
+  X(reg_count)       /* r x:left x:number #lane_bytes: the first lanes, as many as the number */
 
 // Tile ops. Attributes follow in the order that lower_tile.py gives.
 #define ANYCHIP_TILE_OPS(X)                                                                                            \
@@ -54,7 +62,8 @@ namespace anychip {
   X(vcumsum) X(vcumprod) X(vcummax) X(vcummin) X(vinterleave) X(vdeinterleave) X(vtranspose) X(vflip) X(vpad)          \
   X(vconcat) X(copy) X(load) X(store) X(nd2nz) X(nz2nd) X(mmadL1) X(load_l0a) X(load_l0b) X(mad) X(fixpipe)            \
   X(atomic_cas) X(atomic_xchg) X(atomic_rmw) X(load_element) X(store_element)                                          \
-  X(set_flag) X(wait_flag) X(pipe_barrier) X(sync_block_set) X(sync_block_wait)
+  X(set_flag) X(wait_flag) X(pipe_barrier) X(sync_block_set) X(sync_block_wait)                                        \
+  X(vload) X(masked_store) X(broadcast) X(register_op)
 
 #define ANYCHIP_ENUM(name) name,
 enum class Code : int32_t { ANYCHIP_CODES(ANYCHIP_ENUM) count };
@@ -67,6 +76,13 @@ enum class Math : int32_t { neg, abs, sqrt, rsqrt, exp, exp2, log, log2, sin, co
 enum class Round : int32_t { rint, round, floor, ceil, trunc, odd, trunc_overflow };
 enum class Compare : int32_t { eq, ne, lt, gt, ge, le };
 enum class Reduce : int32_t { sum, prod, max, min, max_left, max_right, min_left, min_right, any, all, xori, ori, andi };
+enum class Reg : int32_t {
+  add, sub, mul, div, max, min, mod, bit_and, bit_or, bit_xor, bit_not, shl, shr, neg, abs, exp, exp_difference, ln,
+  sqrt, rsqrt, relu, multiply_add, compare, select, convert, rounded, reduce, iota, interleave, deinterleave, first_lane
+};
+enum class LoadPattern : int32_t { norm, brc, unpack2, unpack4, deinterleave, upsample, downsample, mask };
+enum class StorePattern : int32_t { norm, one, pack2, pack4, mask };
+enum class MaskPattern : int32_t { all, none, first, half, quarter, third, fourth };
 enum class Atomic : int32_t { none, add, max, min, bit_and, bit_or, bit_xor, cas, xchg, umax, umin };
 
 }  // namespace anychip

@@ -133,13 +133,30 @@ int Core::tile(const int32_t* p) {
   ++machine_.steps_;
   const int length = int(q + 1 + q[0] - p);
   if (op.code == TileOpCode::mmadL1) { matrix(op); return length; }
+  if (op.code == TileOpCode::fixpipe && op.attribute[1]) { fixpipe_halves(op); return length; }
   if (op.outputs && op.out().view.empty()) return length;
+  run_bound(op);
+  return length;
+}
+
+void Core::run_bound(TileOp& op) {
   for (Operand& o : op.operand)
     if (!o.scalar) bind(o);
   if (!machine_.observers_.empty()) tile_step(op);
   if (machine_.numerics_ || op.code == TileOpCode::load) run_tile_op(op);
   if (!staged_.empty()) write_back(op), staged_.clear();
-  return length;
+}
+
+// 950: the upper half of the rows goes to the first vector core's UB, the lower half to the second's.
+void Core::fixpipe_halves(TileOp& op) {
+  const Operand in = op.in(), out = op.out();
+  const int64_t rows = out.view.size[out.view.rank - 2], m0 = in.view.size[2];
+  if (out.view.rank != 2 || rows % m0) op.fail("a fixpipe split between vector cores that does not cut whole blocks");
+  run_bound(op);
+  op.in() = in, op.out() = out;
+  op.in().view.offset += rows / m0 * in.view.stride[1], op.in().view.size[1] -= rows / m0;
+  op.out().view.buffer = machine_.buffer_of(2, Space::ub);
+  run_bound(op);
 }
 
 }  // namespace anychip
