@@ -8,6 +8,7 @@ from anychip.chips import open_chip
 from anychip.config import load_config
 from anychip.errors import InputError
 from anychip.model import Layout, State, count_parameters
+from anychip.model.layout import visible_ranges, window_ranges
 from anychip.ops import Ops
 
 LENGTH = 600  # crosses the 4- and 128-token edges and exceeds 4 * index_topk = 256
@@ -122,3 +123,15 @@ def test_refusals_say_what_is_true(model):
         model(random_ids(3), Layout((5,), (3,)), State(model.config, 20))
     with pytest.raises(InputError, match="at least one new token"):
         Layout.whole([3, 0])
+
+
+@pytest.mark.parametrize("start", [0, 3, 127, 128, 1000])
+def test_one_tokens_ranges_are_those_it_has_in_a_batch(start: int) -> None:
+    row = torch.tensor([-77])
+    alone, pair = Layout((start,), (1,)), Layout((start, start), (1, 1))
+    for ranges, size in ((window_ranges, 128), (visible_ranges, 4), (visible_ranges, 128)):
+        found = ranges(alone, alone.positions(), row, size)
+        both = ranges(pair, pair.positions(), row.repeat(2), size)
+        assert torch.equal(found.start.repeat(2), both.start) and torch.equal(found.count.repeat(2), both.count)
+        assert (2 * found.num_pairs, found.max_count) == (both.num_pairs, both.max_count)
+        assert found.start.dtype is found.count.dtype is torch.int32
