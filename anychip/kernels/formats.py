@@ -98,9 +98,11 @@ def _fp4_reference(a: dict[str, Any]) -> dict[str, Tensor]:
 
 @triton.jit
 def scale_code(amax):
-    """E8M0 code of 2^ceil(log2(max(amax, 1e-4) / 448)) from the bits of amax; 255 where amax is not finite."""
-    bits = tl.maximum(amax, 0x38D1B717)
-    code = (bits >> 23) - 8 + tl.where((bits & 0x7FFFFF) > 0x600000, 1, 0)
+    """E8M0 code of 2^ceil(log2(max(amax, 1e-4) / 448)) from the bits of amax; 255 where amax is not finite.
+
+    448 = 1.75 * 2^8: what is added carries into the exponent where the mantissa is more than 1.75.
+    """
+    code = ((tl.maximum(amax, 0x38D1B717) + 0x1FFFFF) >> 23) - 8
     return tl.where(amax >= 0x7F800000, 255, code)
 
 
@@ -113,34 +115,31 @@ def scale_value(code):
 
 @triton.jit
 def encode_e4m3(v, code):
-    """E4M3 byte (in int32) of v / 2^(code - 127), |v| at most 448 scales: nearest, ties to even; NaN for code 255."""
+    """E4M3 byte (in int32) of v / 2^(code - 127), |v| at most 448 scales: nearest, ties to even; NaN for code 255.
+
+    Adding 2^23 times the step between codes (2^-9 below 2^-6) rounds |v| to whole steps, in the sum's low bits.
+    """
     v = v * ((254 - code) << 23).to(tl.float32, bitcast=True)
     word = v.to(tl.int32, bitcast=True)
-    size = word & 0x7FFFFFFF
-    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960
-    # Below 2^-6 codes count steps of 2^-9: adding 2^23 rounds to a whole number of them, in the low bits.
-    small = (tl.abs(v) * 512.0 + 8388608.0).to(tl.int32, bitcast=True) - 0x4B000000
-    byte = tl.where(size < 0x3C800000, small, normal) | ((word >> 24) & 0x80)
+    binade = tl.maximum(word & 0x7F800000, 0x3C800000)
+    magic = binade + 0x0A000000
+    steps = (tl.abs(v) + magic.to(tl.float32, bitcast=True)).to(tl.int32, bitcast=True) - magic
+    byte = (steps + ((binade - 0x3C800000) >> 20)) | ((word >> 24) & 0x80)
     return tl.where(code == 255, 0x7F, byte)
 
 
 @triton.jit
 def decode_e4m3(byte):
-    """fp32 of an E4M3 byte in an int32 (upper bits are ignored)."""
-    size = byte & 0x7F
-    small = (size.to(tl.float32) * 0.001953125).to(tl.int32, bitcast=True)
-    bits = tl.where(size < 8, small, (size << 20) + 0x3C000000)
-    bits = tl.where(size == 0x7F, 0x7FC00000, bits)
-    return (bits | ((byte & 0x80) << 24)).to(tl.float32, bitcast=True)
+    """fp32 of an E4M3 byte in an int16: an fp16 number of the same exponent field and mantissa is 2^-8 of it."""
+    half = tl.where((byte & 0x7F) == 0x7F, 0x7E00, (byte << 7) & -0x4001).to(tl.int16)
+    return half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
 
 
 @triton.jit
 def decode_e2m1(nibble):
-    """fp32 of an E2M1 code 0..15 in an int32."""
-    size = nibble & 7
-    small = (size.to(tl.float32) * 0.5).to(tl.int32, bitcast=True)
-    bits = tl.where(size < 2, small, (size << 22) + 0x3F000000)
-    return (bits | ((nibble & 8) << 28)).to(tl.float32, bitcast=True)
+    """fp32 of an E2M1 code 0..15 in an int16: an fp16 number of the same fields is 2^-14 of it."""
+    half = (((nibble & 7) << 9) | ((nibble & 8) << 12)).to(tl.int16)
+    return half.to(tl.float16, bitcast=True).to(tl.float32) * 16384.0
 
 
 @example(_weights, _quantize_reference)
@@ -195,7 +194,7 @@ def fp8_dequantize(codes, scale, out, rows, columns, BLOCK_ROWS: tl.constexpr, R
         row, group = (tile // groups) * ROWS, tile % groups
         live = (r < (rows - row).to(tl.int32)) & (c < (columns - group * 128).to(tl.int32))
         at = row * columns + group * 128
-        v = decode_e4m3(tl.load(codes + at + r * columns + c, mask=live, other=0).to(tl.int32))
+        v = decode_e4m3(tl.load(codes + at + r * columns + c, mask=live, other=0).to(tl.int16))
         if BLOCK_ROWS == 1:
             code = tl.load(scale + row * groups + group + tl.arange(0, ROWS) * groups,
                            mask=tl.arange(0, ROWS) < (rows - row).to(tl.int32), other=0)
@@ -215,7 +214,7 @@ def fp4_dequantize(packed, scale, out, groups, GROUPS: tl.constexpr):
     for tile in range(tl.program_id(0).to(tl.int64), tl.cdiv(groups, GROUPS), tl.num_programs(0)):
         at = tile * GROUPS
         live = g < (groups - at).to(tl.int32)
-        byte = tl.load(packed + at * 16 + g[:, None] * 16 + j, mask=live[:, None], other=0).to(tl.int32)
+        byte = tl.load(packed + at * 16 + g[:, None] * 16 + j, mask=live[:, None], other=0).to(tl.int16)
         factor = scale_value(tl.load(scale + at + g, mask=live, other=0).to(tl.int32) & 0xFF)[:, None]
         low, high = decode_e2m1(byte & 15) * factor, decode_e2m1((byte >> 4) & 15) * factor
         to = out + at * 32 + g[:, None] * 32 + 2 * j
@@ -230,12 +229,13 @@ def quantize_fp8(
     launch: Launcher, x: Tensor, block: tuple[int, int] = definition.FP8_WEIGHT_BLOCK
 ) -> definition.Quantized:
     """`ops.formats.quantize_fp8` of a matrix x [M, N] (fp32 or bf16) for blocks of 128 x 128 or 1 x 128."""
-    x, rows = _matrix_of(x, block), x.shape[0]
+    _check(x, block)
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = codes.new_empty(-(-rows // block[0]), -(-x.shape[1] // _WIDTH))
-    args: Args = {"x": x, "codes": codes, "scale": scale, "rows": rows, "columns": x.shape[1]}
+    scale = codes.new_empty(-(-x.shape[0] // block[0]), -(-x.shape[1] // _WIDTH))
+    rows, columns = _sizes(x, block)
+    args: Args = {"x": x.contiguous(), "codes": codes, "scale": scale, "rows": rows, "columns": columns}
     constants = _constants(rows, block)
-    tiles = scale.shape[1] * (scale.shape[0] if block[0] > 1 else -(-rows // constants["ROWS"]))
+    tiles = -(-rows // max(constants.values())) * -(-columns // _WIDTH)
     launch(fp8_quantize, programs(launch, tiles), args, constants)
     return definition.Quantized(codes.view(definition.E4M3), scale.view(definition.E8M0))
 
@@ -243,12 +243,13 @@ def quantize_fp8(
 def dequantize_fp8(launch: Launcher, quantized: definition.Quantized, block: tuple[int, int] =
                    definition.FP8_WEIGHT_BLOCK, dtype: torch.dtype = torch.float32) -> Tensor:
     """`ops.formats.dequantize_fp8` of a matrix, in `dtype`."""
-    codes, rows = _matrix_of(quantized.codes.view(torch.int8), block), quantized.codes.shape[0]
+    codes, scale = (t.view(torch.int8).contiguous() for t in quantized)
+    _check(codes, block)
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
-    scale = quantized.scale.view(torch.int8).contiguous()
-    args: Args = {"codes": codes, "scale": scale, "out": out, "rows": rows, "columns": codes.shape[1]}
+    rows, columns = _sizes(codes, block)
+    args: Args = {"codes": codes, "scale": scale, "out": out, "rows": rows, "columns": columns}
     constants = _constants(rows, block)
-    tiles = -(-rows // constants["ROWS"]) * scale.shape[1]
+    tiles = -(-rows // constants["ROWS"]) * -(-columns // _WIDTH)
     launch(fp8_dequantize, programs(launch, tiles), args, constants)
     return out
 
@@ -263,11 +264,16 @@ def dequantize_fp4(launch: Launcher, quantized: definition.Quantized, dtype: tor
     return out
 
 
-def _matrix_of(x: Tensor, block: tuple[int, int]) -> Tensor:
+def _check(x: Tensor, block: tuple[int, int]) -> None:
     if x.dim() != 2 or block[1] != _WIDTH or block[0] not in (1, _WIDTH):
         raise InputError(f"the FP8 kernels take a matrix in blocks of 1x128 or 128x128; these are blocks of {block} of "
                          f"{tuple(x.shape)}: reshape it, or use ops.formats")
-    return x.contiguous()
+
+
+def _sizes(x: Tensor, block: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns as the kernel sees them: whole rows of blocks are one column of them, so DMA is unbroken."""
+    rows, columns = x.shape
+    return (rows * columns // _WIDTH, _WIDTH) if block[0] == 1 and columns % _WIDTH == 0 else (rows, columns)
 
 
 def _constants(rows: int, block: tuple[int, int]) -> dict[str, int]:
