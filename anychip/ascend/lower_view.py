@@ -115,6 +115,7 @@ def collapse(builder: Builder, op: Op) -> None:
 def expand(builder: Builder, op: Op) -> None:
     """memref.expand_shape."""
     lengths = [len(group) for group in groups(op.attributes["reassociation"])]
+    lengths = lengths or [len(integers(op.attributes["static_output_shape"]))]  # a single element as a view of size 1
     sizes = mixed(builder, integers(op.attributes["static_output_shape"]), op.operands[1:])
     out = builder.define(op.results[0], op.result_types[0])
     builder.emit("expand", out, builder.use(op.operands[0]), len(lengths), *lengths, *sizes)
