@@ -74,7 +74,7 @@ def run_kernel(kernel: CompiledKernel, args: Mapping[str, Value], grid: Sequence
         raise InputError(f"blocks must lie in [0, {math.prod(sizes)}), the programs of the grid {tuple(grid)}")
     chip = {space: kernel.target.memory_bytes(space) for space in ("ub", "l1", "l0a", "l0b", "l0c")}
     launch = Launch(values, sizes, chosen, chip, observers, numerics=numerics)
-    raw, suspects = _checked(program, launch) if check else (run_program(program, launch), ())
+    raw, suspects = _checked(program, launch, kernel.target.is_950) if check else (run_program(program, launch), ())
     listing = _Listing(kernel, program, args, raw)
     if raw.error:
         at = raw.error_instruction
@@ -85,10 +85,10 @@ def run_kernel(kernel: CompiledKernel, args: Mapping[str, Value], grid: Sequence
                raw.blocks, used)
 
 
-def _checked(program: Program, launch: Launch) -> tuple[RawRun, tuple[RawFinding, ...]]:
+def _checked(program: Program, launch: Launch, vector_in_order: bool) -> tuple[RawRun, tuple[RawFinding, ...]]:
     """Run with the race checker; its findings join the machine's."""
     lib = _checker()
-    checker = lib.checker_new()
+    checker = lib.checker_new(int(vector_in_order))
     try:
         observers, before = (*launch.observers, lib.checker_observer(checker)), Before.of(launch)
         raw = run_program(program, replace(launch, observers=observers))
@@ -118,7 +118,7 @@ def _read(lib: ctypes.CDLL, checker: int, which: int) -> tuple[RawFinding, ...]:
 def _checker() -> ctypes.CDLL:
     lib = library()
     handle = ctypes.c_void_p
-    for name, result, arguments in (("checker_new", handle, []), ("checker_free", None, [handle]),
+    for name, result, arguments in (("checker_new", handle, [ctypes.c_int32]), ("checker_free", None, [handle]),
                                     ("checker_observer", handle, [handle]),
                                     ("checker_findings", ctypes.c_int64, [handle, ctypes.c_int32, handle])):
         function = getattr(lib, name)

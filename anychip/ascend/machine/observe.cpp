@@ -11,8 +11,9 @@ using namespace anychip;
 namespace {
 
 struct Checker {
+  explicit Checker(bool vector_in_order) : races(findings, vector_in_order) {}
   Findings findings;
-  Races races{findings};
+  Races races;
 };
 
 // Every step as it was, for proofs about small runs.
@@ -68,7 +69,8 @@ int64_t clock_rates_bytes() { return sizeof(Rates); }
 int64_t clock_event_bytes() { return sizeof(Timed); }
 int64_t cache_sector_bytes() { return Recorder::kSector; }
 
-void* checker_new() { return new Checker; }
+// vector_in_order: 1 for the 950.
+void* checker_new(int32_t vector_in_order) { return new Checker(vector_in_order != 0); }
 void checker_free(void* checker) { delete static_cast<Checker*>(checker); }
 Observer* checker_observer(void* checker) { return &static_cast<Checker*>(checker)->races; }
 

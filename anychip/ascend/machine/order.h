@@ -26,6 +26,9 @@ struct VectorClock {
 
 class Order {
  public:
+  // vector_in_order: the 950's compiler puts no barriers between the instructions of its vector pipe.
+  explicit Order(bool vector_in_order) : vector_in_order_(vector_in_order) {}
+
   // Whatever ran before this block is complete.
   void begin_block() {
     base_ = next_;
@@ -50,8 +53,8 @@ class Order {
         clock_[me].at[scalar] = own;
         seen_[me] = waited_[step.core];
       }
-      // The hardware orders a chain of products into one accumulator, and the register ops of one vector function.
-      if (step.chained || step.fused) clock_[me].at[me] = latest_[me];
+      // The hardware orders a chain of products into one accumulator; on the 950, all work of the vector pipe.
+      if (step.chained || step.fused || (vector_in_order_ && step.pipe == Pipe::V)) clock_[me].at[me] = latest_[me];
     }
     return latest_[me] = ++next_;
   }
@@ -126,6 +129,7 @@ class Order {
     if (pipe == Pipe::S) ++waited_[core];
   }
 
+  bool vector_in_order_;
   Stamp next_ = 0, base_ = 0;
   std::array<VectorClock, kAgents> clock_{};
   std::array<Stamp, kAgents> latest_{};   // the newest instruction of each agent

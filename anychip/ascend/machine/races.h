@@ -14,7 +14,7 @@ namespace anychip {
 
 class Races : public Observer {
  public:
-  explicit Races(Findings& findings) : findings_(findings) {}
+  Races(Findings& findings, bool vector_in_order) : findings_(findings), order_(vector_in_order) {}
 
   void begin(const Launch& launch) override {
     buffers_ = launch.buffers;
