@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import chips, convert, doctor, gap, generate, kernels, train
+from . import card, chips, convert, doctor, gap, generate, kernels, train
 from .terminal import Commands, show_version
 
 
@@ -21,6 +21,7 @@ def build() -> typer.Typer:
     app.command("generate")(generate.generate)
     app.command("convert")(convert.convert)
     app.command("doctor")(doctor.doctor)
+    app.command("card")(card.card)
     app.add_typer(kernels.build(), name="kernels")
     return app
 

@@ -1,10 +1,10 @@
 """What the stand-in refuses, and the log of what it saw. Every refusal names the call, the rule and the call site.
 
-Number formats: FP8 and FP4 are absent from a 910B's hardware (arXiv:2506.12708); its vector and matrix instructions
-take no float64 either (Ascend C: vector operators take half, float and integers), so what torch_npu documents for it
-runs on the AI CPU. uint16, uint32 and uint64 are in no list of torch_npu's documented operators. Copies to the host:
-`.cpu()` and `.to("cpu")` say what they do and are counted, but not inside a model's forward or backward pass, except
-by what measures a pass (`anychip.gap`); everything that copies without saying so is refused.
+Number formats: FP8 and FP4 are absent from a 910B's hardware (arXiv:2506.12708). Many of CANN's operators refuse
+float64 ("self not implemented for DT_DOUBLE": https://github.com/huggingface/diffusers/issues/10428), those that take
+it run on the AI CPU. uint16, uint32 and uint64 are in no list of torch_npu's documented operators. Copies to the
+host: `.cpu()` and `.to("cpu")` say what they do and are counted, but not inside a model's forward or backward pass,
+except by what measures a pass (`anychip.gap`); everything that copies without saying so is refused.
 """
 
 from __future__ import annotations
