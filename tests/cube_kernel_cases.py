@@ -1,0 +1,97 @@
+"""Cases of test_cube_kernels: each op on kernels with matrix products, its definition, and its inputs, all fp32.
+
+(Triton's interpreter does not multiply bf16; the chips' own formats are held by the suite on the virtual Ascend.)
+"""
+
+import torch
+from vector_kernel_cases import LAUNCH, kernels
+
+from anychip.ops import Keys, Ops, Ranges
+
+
+def _randn(g, *shape):
+    return torch.randn(*shape, generator=g)
+
+
+def ranges(start, count):
+    return Ranges(torch.tensor(start).int(), torch.tensor(count).int(), sum(count), max(count))
+
+
+def linear(g):
+    return (lambda x, weight: kernels("matmul").linear(LAUNCH, x, weight), lambda x, weight: Ops.linear(x, weight),
+            {"x": _randn(g, 3, 7, 40), "weight": _randn(g, 33, 40)})
+
+
+def grouped_linear(g):
+    return (lambda x, weight: kernels("matmul").grouped_linear(LAUNCH, x, weight),
+            lambda x, weight: Ops.grouped_linear(x, weight),
+            {"x": _randn(g, 9, 4, 24), "weight": _randn(g, 4 * 10, 24)})
+
+
+def embed(g):
+    ids = torch.tensor([0, 12, 5, 5, 12, 5])
+    return (lambda weight: kernels("rows").embed(LAUNCH, ids, weight), lambda weight: Ops.embed(ids, weight),
+            {"weight": _randn(g, 13, 40)})
+
+
+def _experts(g, ids, num_experts):
+    inputs = {"x": _randn(g, ids.shape[0], 24), "weight": torch.rand(ids.shape, generator=g),
+              "w13": _randn(g, num_experts, 2 * 20, 24), "w2": _randn(g, num_experts, 24, 20)}
+    return (lambda x, weight, w13, w2: kernels("experts").experts(LAUNCH, x, ids, weight, (w13, w2), 10.0),
+            lambda x, weight, w13, w2: Ops.experts(x, ids, weight, (w13, w2), 10.0), inputs)
+
+
+def experts_some_idle(g):
+    return _experts(g, torch.tensor([[5, 0], [0, 3], [3, 5], [5, 3], [5, 0]]), 7)
+
+
+def experts_all_rows_to_one(g):
+    return _experts(g, torch.full((19, 1), 1), 3)
+
+
+def _attention(g, shape, rows, keys_of):
+    inputs = {"query": _randn(g, *shape), "window": _randn(g, rows[0], shape[2]), "sink": _randn(g, shape[1])}
+    if rows[1]:
+        inputs["entries"] = _randn(g, rows[1], shape[2])
+    return (lambda query, window, sink, entries=None: kernels("attend").attention(
+                LAUNCH, query, keys_of(window, entries), sink),
+            lambda query, window, sink, entries=None: Ops.attention(query, keys_of(window, entries), sink), inputs)
+
+
+def attention_of_a_window(g):
+    seen = ranges([0, 0, 70, 3], [1, 2, 5, 72])
+    return _attention(g, (4, 3, 32), (75, 0), lambda window, _: Keys(window, seen))
+
+
+def attention_to_all_entries(g):
+    seen, visible = ranges([0, 1, 8], [3, 7, 1]), ranges([0, 0, 5], [0, 66, 9])
+    return _attention(g, (3, 20, 16), (9, 66), lambda window, entries: Keys(window, seen, entries, visible))
+
+
+def attention_to_selected_entries(g):
+    seen = ranges([0, 1, 8, 2], [3, 7, 1, 4])
+    chosen = torch.stack([torch.arange(i, i + 70) for i in range(4)]).int()
+    chosen[0], chosen[1, 3:], chosen[2, 66:] = -1, -1, -1
+    return _attention(g, (4, 5, 64), (9, 73), lambda window, entries: Keys(window, seen, entries, chosen))
+
+
+def attention_with_no_entries_yet(g):
+    seen = ranges([0, 0], [1, 2])
+    return _attention(g, (2, 4, 16), (2, 0), lambda window, _: Keys(window, seen, window[:0], ranges([0, 0], [0, 0])))
+
+
+def index_topk_with_ties(g):
+    query, weight, key = (torch.randint(-2, 3, s, generator=g).float() for s in ((5, 3, 16), (5, 3), (90, 16)))
+    visible = ranges([0, 4, 1, 0, 20], [0, 3, 8, 90, 41])
+    return (lambda: kernels("indexer").index_topk(LAUNCH, query, weight, key, visible, 8),
+            lambda: Ops.index_topk(query, weight, key, visible, 8), {})
+
+
+def index_topk_of_more_than_it_keeps(g):
+    inputs = _randn(g, 3, 16, 32), _randn(g, 3, 16), _randn(g, 4500, 32), ranges([0, 9, 400], [130, 128, 4100])
+    return (lambda: kernels("indexer").index_topk(LAUNCH, *inputs, 64), lambda: Ops.index_topk(*inputs, 64), {})
+
+
+OPS = (linear, grouped_linear, embed, experts_some_idle, experts_all_rows_to_one, attention_of_a_window,
+       attention_to_all_entries, attention_to_selected_entries, attention_with_no_entries_yet, index_topk_with_ties,
+       index_topk_of_more_than_it_keeps)
