@@ -186,7 +186,7 @@ def enumeration_of(op: Op, kind: str) -> int:
     """Number of a load's or store's pattern. Raises NotSupported for one that the machine lacks."""
     loads = kind == "LoadPattern"
     if "pb" in op.attributes.get("functionType", "") and "xi1" in op.operand_types[0]:
-        return enumeration(kind)["mask"]
+        return enumeration(kind)["mask"] | lane_bytes(op) << 4
     pattern = name_of(op.attributes["pattern"])
     stem = re.sub(r"_B\d+$", "", pattern)
     stem = "UNPK4" if pattern == "UNPK4_B8" else stem

@@ -64,19 +64,18 @@ uint8_t* Core::reach(const View& view, int32_t instruction, const int32_t* index
 // Loads take a whole register's worth, also beyond the view: what lies there goes to lanes that masks switch off.
 void Core::register_load(const int32_t* p) {
   const View& view = v(p[4]);
-  const auto pattern = LoadPattern(p[5]);
+  const auto pattern = LoadPattern(p[5] & 15);
   const Type type = Type(p[6]);
   const int unit = type == Type::bit ? 1 : bytes_of(type), rank = p[7];
+  if (pattern == LoadPattern::mask) return mask_load(p, p[5] >> 4);
   const int64_t span = pattern == LoadPattern::brc ? unit : pattern == LoadPattern::unpack2 ? kRegister / 2
-                     : pattern == LoadPattern::unpack4 ? kRegister / 4 : pattern == LoadPattern::mask ? kRegister / 8
+                     : pattern == LoadPattern::unpack4 ? kRegister / 4
                      : pattern == LoadPattern::deinterleave ? 2 * kRegister : pattern == LoadPattern::upsample ? kRegister / 2
                      : pattern == LoadPattern::downsample ? 2 * kRegister : kRegister;
   int64_t wanted = span;  // the view's part of it
-  if (type != Type::bit && rank && view.rank) {
+  if (rank && view.rank) {
     const int64_t left = (view.size[view.rank - 1] - x(p[7 + rank]).i) * unit;
     wanted = std::max<int64_t>(std::min(span, left), unit);
-  } else if (type == Type::bit) {
-    wanted = std::max<int64_t>(std::min<int64_t>(span, (view.elements() + 7) / 8), 1);
   }
   Access access;
   const uint8_t* from = reach(view, p[1], p + 8, rank, wanted, false, access);
@@ -96,9 +95,7 @@ void Core::register_load(const int32_t* p) {
       for (int i = 0; i * wide < kRegister; ++i) std::memcpy(out.byte + i * wide, line + i * unit, size_t(unit));
       break;
     }
-    case LoadPattern::mask:
-      for (int i = 0; i < kRegister; ++i) out.byte[i] = line[i >> 3] >> (i & 7) & 1;
-      break;
+    case LoadPattern::mask: break;
     case LoadPattern::deinterleave: {
       Register& odd = registers_[size_t(p[3])];
       for (int i = 0; i * unit < kRegister; ++i) {
@@ -117,30 +114,61 @@ void Core::register_load(const int32_t* p) {
 void Core::register_store(const int32_t* p) {
   const Register &from = registers_[size_t(p[2])], *mask = p[3] < 0 ? nullptr : &registers_[size_t(p[3])];
   const View& view = v(p[4]);
-  const auto pattern = StorePattern(p[5]);
+  const auto pattern = StorePattern(p[5] & 15);
   const Type type = Type(p[6]);
+  if (pattern == StorePattern::mask) return mask_store(p, p[5] >> 4);
   const int unit = type == Type::bit ? 1 : bytes_of(type);
-  uint8_t line[kRegister];
+  const int wide = unit * (pattern == StorePattern::pack2 ? 2 : pattern == StorePattern::pack4 ? 4 : 1);
+  const int lanes = pattern == StorePattern::one ? 1 : kRegister / wide;
+  int first = lanes, last = -1;
+  for (int i = 0; i < lanes; ++i)
+    if (!mask || mask->byte[i * wide]) first = std::min(first, i), last = i;
+  if (last < 0) return;
+  View part = view;
+  part.offset += first;
   Access access;
-  if (pattern == StorePattern::mask) {
-    for (int i = 0; i < kRegister / 8; ++i) {
-      line[i] = 0;
-      for (int j = 0; j < 8; ++j) line[i] |= uint8_t((from.byte[8 * i + j] & 1) << j);
-    }
-    if (uint8_t* to = reach(view, p[1], p + 8, p[7], kRegister / 8, true, access)) std::memcpy(to, line, kRegister / 8);
-  } else {
-    const int wide = unit * (pattern == StorePattern::pack2 ? 2 : pattern == StorePattern::pack4 ? 4 : 1);
-    const int lanes = pattern == StorePattern::one ? 1 : kRegister / wide;
-    int first = lanes, last = -1;
-    for (int i = 0; i < lanes; ++i)
-      if (!mask || mask->byte[i * wide]) first = std::min(first, i), last = i;
-    if (last < 0) return;
-    View part = view;
-    part.offset += first;
-    uint8_t* to = reach(part, p[1], p + 8, p[7], (last - first + 1) * unit, true, access);
-    if (to)
-      for (int i = first; i <= last; ++i)
-        if (!mask || mask->byte[i * wide]) std::memcpy(to + (i - first) * unit, from.byte + i * wide, size_t(unit));
+  if (uint8_t* to = reach(part, p[1], p + 8, p[7], (last - first + 1) * unit, true, access))
+    for (int i = first; i <= last; ++i)
+      if (!mask || mask->byte[i * wide]) std::memcpy(to + (i - first) * unit, from.byte + i * wide, size_t(unit));
+  ++machine_.steps_;
+  register_step(p[1], TileOpCode::masked_store, &access);
+}
+
+// Masks lie in memory as one bit for each lane, whatever the lanes' width.
+int64_t Core::mask_bits(const int32_t* p, int lane_bytes, bool write, uint8_t** data, Access& access) {
+  const View& view = v(p[4]);
+  View at = view;
+  const int rank = p[7];
+  for (int d = 0; d < rank; ++d) at.offset += x(p[8 + d]).i * view.stride[d];
+  const int64_t left = rank && view.rank ? view.size[view.rank - 1] - x(p[7 + rank]).i : view.elements();
+  at.rank = 1, at.size[0] = std::max<int64_t>(std::min<int64_t>(left, kRegister / lane_bytes), 1), at.stride[0] = 1;
+  const Memory& m = machine_.memory_[size_t(at.buffer)];
+  access = describe(at, machine_.buffers_[size_t(at.buffer)].space, m.shift, write);
+  if (access.first < 0 || access.first + access.run > m.bytes) throw MachineError(p[1], "a mask lies outside its memory");
+  *data = m.data + (at.base - m.shift) + at.offset / 8;
+  return at.size[0] << 3 | (at.offset & 7);
+}
+
+void Core::mask_load(const int32_t* p, int lane_bytes) {
+  Access access;
+  uint8_t* data;
+  const int64_t found = mask_bits(p, lane_bytes, false, &data, access), n = found >> 3, first = found & 7;
+  Register& out = registers_[size_t(p[2])];
+  std::memset(out.byte, 0, kRegister);
+  for (int64_t i = 0; i < n; ++i) out.byte[i * lane_bytes] = data[(first + i) >> 3] >> ((first + i) & 7) & 1;
+  ++machine_.steps_;
+  register_step(p[1], TileOpCode::vload, &access);
+}
+
+void Core::mask_store(const int32_t* p, int lane_bytes) {
+  Access access;
+  uint8_t* data;
+  const int64_t found = mask_bits(p, lane_bytes, true, &data, access), n = found >> 3, first = found & 7;
+  const Register& from = registers_[size_t(p[2])];
+  for (int64_t i = 0; i < n; ++i) {
+    uint8_t& byte = data[(first + i) >> 3];
+    const int bit = int((first + i) & 7);
+    byte = uint8_t((byte & ~(1u << bit)) | unsigned(from.byte[i * lane_bytes] & 1) << bit);
   }
   ++machine_.steps_;
   register_step(p[1], TileOpCode::masked_store, &access);

@@ -86,6 +86,9 @@ class Core {
   void register_op(const int32_t* p);
   void register_load(const int32_t* p);
   void register_store(const int32_t* p);
+  int64_t mask_bits(const int32_t* p, int lane_bytes, bool write, uint8_t** data, Access& access);
+  void mask_load(const int32_t* p, int lane_bytes);
+  void mask_store(const int32_t* p, int lane_bytes);
   uint8_t* reach(const View& view, int32_t instruction, const int32_t* index, int rank, int64_t bytes, bool write, Access& access);
   void register_step(int32_t instruction, TileOpCode op, const Access* access);
 
