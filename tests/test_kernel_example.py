@@ -1,5 +1,7 @@
 """Kernels' examples: what they hold, what they refuse, and how they are found. Runs with any Triton."""
 
+import sys
+
 import pytest
 import torch
 
@@ -65,6 +67,17 @@ def test_kernels_of_a_file_are_those_with_examples(tmp_path):
     assert list(launch.args) == ["x", "y", "n"] and launch.constants == {"BLOCK": 64}
     again = kernel.launch(kernel.examples[0], 3)
     assert torch.equal(launch.args["x"], again.args["x"])
+
+
+def test_examples_are_found_below_autotune_and_beside_neighbours(tmp_path):
+    pytest.importorskip("triton", reason="kernels are written in Triton")
+    (tmp_path / "neighbour.py").write_text("SIZE = 100\n")
+    tuned = "@triton.autotune(configs=[triton.Config({'BLOCK': 64})], key=['n'])\n@triton.jit\ndef double"
+    text = "import neighbour\n" + SOURCE.replace("@triton.jit\ndef double", tuned)
+    before = list(sys.path)
+    (kernel,) = find_kernels(written(tmp_path, text))
+    assert kernel.launch(kernel.examples[0]).constants == {"BLOCK": 64} and kernel.fn.fn.__name__ == "double"
+    assert sys.path == before
 
 
 def test_a_launch_that_does_not_fit_is_refused_with_the_parameters(tmp_path):

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -42,14 +43,15 @@ def find_toolchain() -> Toolchain:
     """Return the installed compilers. Raises NotSupported that says what to install."""
     triton = importlib.util.find_spec("triton")
     if triton is None or not triton.submodule_search_locations:
-        raise NotSupported(f"compiling for Ascend needs triton-ascend and ascendnpu-ir: {INSTALL}")
+        raise NotSupported(f"compiling for Ascend needs triton-ascend and ascendnpu-ir: {INSTALL}{_python_advice()}")
     adapter = Path(triton.submodule_search_locations[0], "backends", "ascend", "triton-adapter-opt")
     if not adapter.is_file():
         raise NotSupported(f"the triton that is installed here ({_version('triton')}) has no Ascend back end; both "
-                           f"are named triton and cannot share an environment: in a new one, {INSTALL}")
+                           "are named triton and cannot share an environment: in a new one, "
+                           f"{INSTALL}{_python_advice()}")
     npuir = importlib.util.find_spec("ascendnpuir")
     if npuir is None or not npuir.submodule_search_locations:
-        raise NotSupported(f"compiling for Ascend needs ascendnpu-ir: {INSTALL}")
+        raise NotSupported(f"compiling for Ascend needs ascendnpu-ir: {INSTALL}{_python_advice()}")
     binaries = Path(npuir.submodule_search_locations[0], "bin")
     versions = [f"{name} {_version(name)}" for name in ("triton-ascend", "ascendnpu-ir")]
     sizes = [path.stat().st_size for path in (adapter, *sorted(binaries.glob("bishengir-compile*")))]
@@ -117,6 +119,13 @@ def target_spec(toolchain: Toolchain, compiler: str, target: str) -> dict[str, i
     text = run([str(tool), f"--hacc-append-device-spec=target={target}"], "module {}").stdout
     found = re.findall(r'dl_entry<"(\w+)", (?:(-?\d+) : i32|"([^"]+)")>', text)
     return {name: int(number) if number else word for name, number, word in found}
+
+
+def _python_advice() -> str:
+    """What pip would not say clearly: triton-ascend 3.2.0 has wheels for no Python after 3.11."""
+    here = sys.version_info
+    return (f" (with Python 3.11: triton-ascend 3.2.0 is not published for {here.major}.{here.minor})"
+            if here >= (3, 12) else "")
 
 
 def _version(package: str) -> str:

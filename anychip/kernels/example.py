@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, KernelError, NotSupported
+from ..errors import InputError
+from .load import load_file
 
 Reference = Callable[[dict[str, Any]], dict[str, Tensor]]
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64",
@@ -104,10 +102,11 @@ def example(inputs: Callable[[int], Launch], reference: Reference | None = None,
     made = Example(name or inputs.__name__.strip("_"), inputs, reference, tolerance or {})
 
     def attach(fn: Any) -> Any:
-        if not is_jit(fn):
+        inner = unwrapped(fn)
+        if inner is None:
             raise InputError(f"@example stands above @triton.jit, and {getattr(fn, '__name__', fn)!r} is none: "
                              "write @example(...) on the line before @triton.jit")
-        fn.examples = (*getattr(fn, "examples", ()), made)
+        inner.examples = (*getattr(inner, "examples", ()), made)
         return fn
 
     return attach
@@ -119,16 +118,26 @@ def is_jit(value: object) -> bool:
                                                                                      "InterpretedFunction")
 
 
+def unwrapped(value: Any) -> Any | None:
+    """Return the `@triton.jit` function itself, below @triton.autotune and @triton.heuristics; None for another value.
+
+    An example's constants stand for what autotune would choose.
+    """
+    while type(value).__module__.startswith("triton.") and not is_jit(value) and hasattr(value, "fn"):
+        value = value.fn
+    return value if is_jit(value) else None
+
+
 def find_kernels(source: ModuleType | str | Path) -> list[Kernel]:
     """Return the kernels with examples of a module, or of a Python file, in the order in which they are written.
 
     Raises InputError for a file that is not there, KernelError for one that does not run, and NotSupported where
     it needs a package that is not installed.
     """
-    module = source if isinstance(source, ModuleType) else _load(Path(source))
-    found: list[Any] = list(vars(module).values())
+    module = source if isinstance(source, ModuleType) else load_file(Path(source))
+    found: list[Any] = [unwrapped(value) for value in vars(module).values()]
     unique = {id(fn): fn for fn in found
-              if is_jit(fn) and getattr(fn, "examples", None) and fn.fn.__module__ == module.__name__}
+              if fn is not None and getattr(fn, "examples", None) and fn.fn.__module__ == module.__name__}
     return [Kernel(fn.fn.__name__, fn, fn.examples) for fn in unique.values()]
 
 
@@ -175,34 +184,3 @@ def _type(value: Tensor | int | float) -> str:
     if isinstance(value, int):
         return "i32" if -2**31 <= value < 2**31 else "i64"
     return "fp32"
-
-
-def _load(path: Path) -> ModuleType:
-    """Run a Python file as a module of its own."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    name = f"anychip_user_{path.stem}_{zlib.crc32(bytes(path.resolve())):x}"  # two files of one name are two modules
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickling look the module up while it runs
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise KernelError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
-    except ModuleNotFoundError as error:
-        what = "anychip[ascend]" if error.name == "triton" else error.name
-        raise NotSupported(f"{path} imports {error.name}, which is not installed: pip install '{what}'") from error
-    except (InputError, NotSupported):
-        raise
-    except Exception as error:
-        raise KernelError(f"{path} does not run: line {_line(error, path)}: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """The last line of the file that an error's traceback names."""
-    lines = [f.lineno for f in inspect.getinnerframes(error.__traceback__) if Path(f.filename) == path] \
-        if error.__traceback__ else []
-    return str(lines[-1]) if lines else "unknown"
