@@ -52,8 +52,8 @@ def _train(subject: Subject, chip: Chip, seed: int, details: Bundle | None) -> d
                                     learning_rate=settings.learning_rate, warmup_steps=5))
     steps = [trainer.step()]
     if details is not None:
-        details.tables["grad_norms"] = {name: float(p.grad.norm()) for name, p in trainer.model.named_parameters()
-                                        if p.grad is not None}
+        details.tables["grad_norms"] = {name: float(p.grad.norm().cpu())
+                                        for name, p in trainer.model.named_parameters() if p.grad is not None}
     steps += [trainer.step() for _ in range(settings.train_steps - 1)]
     if details is not None:
         details.tables["router_load"] = _router_load(trainer)
@@ -69,5 +69,5 @@ def _router_load(trainer: Trainer) -> dict[str, list[float]]:
     for name, layer in trainer.model.named_modules():
         if isinstance(layer, MoE) and layer.chosen is not None:
             counts = torch.bincount(layer.chosen.cpu().flatten(), minlength=layer.experts.w2.shape[0])
-            found[name], layer.chosen = (counts / counts.sum()).tolist(), None
+            found[name], layer.chosen = (counts / counts.sum()).cpu().tolist(), None
     return found
