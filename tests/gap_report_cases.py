@@ -10,6 +10,7 @@ from anychip.gap.compare import Comparison
 from anychip.gap.localise import Place
 from anychip.gap.noise import KINDS
 from anychip.gap.quality import Quality
+from anychip.gap.record import LEVELS
 from anychip.gap.report.html import render
 from anychip.gap.row import Row
 from anychip.gap.statistics import mcnemar, paired_t
@@ -80,11 +81,12 @@ def comparison() -> Comparison:
             "same_tokens": 2, "identical": False}
     return Comparison(
         about_a=about("cpu", "fp32", Kind.MEASURED, Kind.MEASURED),
-        about_b=about("virtual:x1", "bf16", Kind.EMULATED, Kind.SIMULATED), explained=3 * 2**-8,
+        about_b=about("virtual:x1", "bf16", Kind.EMULATED, Kind.SIMULATED), levels=list(LEVELS), kind=Kind.EMULATED,
+        explained=3 * 2**-8,
         explained_layers=3 * 2**-8, ops=ops, layers=layers,
         departs_op="experts in layers.1.ffn", departs_layer="layers.1", model=model,
         kl_by_position=[0.01 * (1 + i % 7) for i in range(64)], generation=[text], training=training,
-        losses=(runs(10), runs(11)), train=training_of(runs(10), runs(11)),
+        train=training_of(runs(10), runs(11)),
         quality=Quality(120, (0.6, 0.575), (4, 1), mcnemar(4, 1, 120), 0.07, 0.01, 4000.0), speed=speed,
         costliest=(top(3.0), top(0.5)), memory=memory, kl_positions=list(range(0, 2048, 32)),
         costliest_decode=(top(0.02), top(0.0004)),
@@ -107,7 +109,7 @@ def broken() -> Comparison:
         whole, ops=[replace(row, b=nan, gap=nan) for row in whole.ops],
         layers=[replace(row, gap=nan) for row in whole.layers],
         model=[replace(row, gap=nan) for row in whole.model], training=[replace(r, gap=nan) for r in whole.training],
-        kl_by_position=[math.nan] * 64, losses=nothing, train=training_of(*nothing), costliest=([], []),
+        kl_by_position=[math.nan] * 64, train=training_of(*nothing), costliest=([], []),
         costliest_decode=([], []), limits=(None, None),
         speed=[Row("v4-flash: training", simulated(None, "tokens/s"), simulated(None, "tokens/s"))])
 
@@ -122,7 +124,7 @@ def equal() -> Comparison:
         hard_cases=[row | {"error": 0.0, "gap": False} for row in whole.hard_cases],
         ops=[replace(row, gap=zero) for row in whole.ops], layers=[replace(row, gap=zero) for row in whole.layers],
         model=[replace(row, gap=zero) for row in whole.model], kl_by_position=[0.0] * 64,
-        losses=(whole.losses[0],) * 2, train=training_of(whole.losses[0], whole.losses[0]),
+        train=training_of(runs(10), runs(10)),
         quality=replace(whole.quality, right=(0.6, 0.6), changed=(0, 0), test=mcnemar(0, 0, 120)))
 
 

@@ -36,7 +36,7 @@ def test_a_chip_against_itself_is_equal_in_everything(bundles):
     found = compare(bundles["cpu:reference"], again)
     assert found.departs_op is None and found.departs_layer is None
     assert all(row.gap.value == 0 for row in found.ops + found.layers)
-    assert found.losses[0] == found.losses[1] and all(row["identical"] for row in found.generation)
+    assert found.train.losses[0] == found.train.losses[1] and all(row["identical"] for row in found.generation)
 
 
 def test_the_cpu_is_within_fp32_of_the_definition(bundles):

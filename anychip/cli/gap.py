@@ -11,9 +11,8 @@ from .terminal import print_json, progress_bar, stderr
 
 if TYPE_CHECKING:
     from ..gap.bundle import Bundle
+    from ..gap.gates import Gate
     from ..gap.subject import Subject
-
-SECTIONS = 10  # sections that one chip's recording has
 
 
 def gap(
@@ -24,6 +23,11 @@ def gap(
     chip: Annotated[str | None, typer.Option(help="The chip that --record runs.")] = None,
     text: Annotated[Path | None, typer.Option(help="A .txt or .jsonl file instead of the shipped text.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the training steps' weights and batches.")] = 0,
+    level: Annotated[str, typer.Option(help="Levels to run, of: op,layer,model,train,quality,speed.")] = (
+        "op,layer,model,train,quality,speed"),
+    fail_if: Annotated[list[str] | None, typer.Option(
+        "--fail-if", help="Exit with 1 where this holds, e.g. 'kl>0.001'; may be repeated. Figures: faults, op, layer, "
+        "kl, top1, loss, training, quality, speed.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here (default: gap.html).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -33,20 +37,22 @@ def gap(
     On two machines: [bold]anychip gap --record a.gap --chip cuda[/bold], then [bold]anychip gap a.gap b.gap[/bold]
     """
     from ..gap.bundle import Bundle
+    from ..gap.gates import parse_gates
     from ..gap.load import load_subject
+    from ..gap.record import choose_levels
     from ..gap.subject import Settings
 
-    names = _check(bundles, chips, record, chip)
+    names, levels, gates = _check(bundles, chips, record, chip), choose_levels(level), parse_gates(fail_if or [])
     if bundles:
-        _report(Bundle.load(bundles[0]), Bundle.load(bundles[1]), html, as_json)
+        _report((Bundle.load(bundles[0]), Bundle.load(bundles[1])), gates, html, as_json)
         return
     subject = load_subject(model, text, Settings(seed=seed))
-    found = _record_all(subject, names, record or html or Path("gap.html"))
+    found = _record_all(subject, names, levels, record or html or Path("gap.html"))
     if record is not None:
         found[0].save(record)
         stderr().print(f"wrote {record} ({names[0]}); compare it with another chip's: anychip gap {record} OTHER.gap")
     else:
-        _report(found[0], found[1], html, as_json)
+        _report((found[0], found[1]), gates, html, as_json)
 
 
 def _check(bundles: list[Path] | None, chips: str | None, record: Path | None, chip: str | None) -> list[str]:
@@ -71,34 +77,36 @@ def _check(bundles: list[Path] | None, chips: str | None, record: Path | None, c
     return names
 
 
-def _record_all(subject: Subject, names: list[str], output: Path) -> list[Bundle]:
+def _record_all(subject: Subject, names: list[str], levels: tuple[str, ...], output: Path) -> list[Bundle]:
     """Record every chip's run, after all chips have opened and the output's folder is known to be writable."""
     from ..chips import open_chip
     from ..gap.bundle import check_writable
     from ..gap.proof import Reference
-    from ..gap.record import record
+    from ..gap.record import LEVELS, record
 
     check_writable(output)
-    reference = Reference(subject)
+    reference, sections = Reference(subject), sum(len(LEVELS[level]) for level in levels)
     opened, found = [open_chip(name) for name in names], []
-    with progress_bar("running", SECTIONS * len(opened)) as advance:
+    with progress_bar("running", sections * len(opened)) as advance:
         for i, device in enumerate(opened):
-            done = iter(range(SECTIONS * i, SECTIONS * (i + 1)))
+            done = iter(range(sections * i, sections * (i + 1)))
 
             def tell(section: str, name: str = device.name, done: object = done) -> None:
-                advance(next(done), SECTIONS * len(opened), f"{name}: {section}")  # type: ignore[call-overload]
+                advance(next(done), sections * len(opened), f"{name}: {section}")  # type: ignore[call-overload]
 
-            found.append(record(reference, device, tell))
+            found.append(record(reference, device, tell, levels))
     return found
 
 
-def _report(a: Bundle, b: Bundle, html: Path | None, as_json: bool) -> None:
+def _report(pair: tuple[Bundle, Bundle], gates: list[Gate], html: Path | None, as_json: bool) -> None:
+    """Write and print the comparison; exit with 1 where a gate fails."""
     from rich.console import Console
 
     from ..gap.compare import compare
     from ..gap.report import print_report, to_json, write_html
 
-    comparison = compare(a, b)
+    comparison = compare(*pair)
+    failed = [wrong for gate in gates if (wrong := gate.fails(comparison))]
     path = html or Path("gap.html")
     write_html(comparison, path)
     if as_json:
@@ -106,3 +114,7 @@ def _report(a: Bundle, b: Bundle, html: Path | None, as_json: bool) -> None:
     else:
         print_report(comparison, Console())
     stderr().print(f"report: {path}")
+    for wrong in failed:
+        stderr().print(f"failed: {wrong}", markup=False)
+    if failed:
+        raise typer.Exit(1)

@@ -30,7 +30,8 @@ class Comparison:
     `ops` and `layers` gaps are relative rms differences. `departs_op` and `departs_layer` name the first one
     whose difference is larger than the coarser chip's number format explains: `explained` for one op on equal
     inputs; `explained_layers`, sqrt(op calls) times that, for a whole run (each call's error independent).
-    `losses` are [seeds][steps] of each chip. `noise` are each chip's own changes (see `noise.KINDS`), mean KL by kind.
+    `levels` are those that both have (see `record.LEVELS`); what belongs to another is empty or None. `kind` is the
+    weaker kind of both chips' numerics. `noise` are each chip's own changes (see `noise.KINDS`), mean KL by kind.
     `hard_cases` are b's ops on hard inputs against the float64 golden, with what is allowed; `places` are where b is
     faulty, likeliest first (see `localise`), and empty where it is not.
     `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
@@ -39,6 +40,8 @@ class Comparison:
 
     about_a: dict[str, Any]
     about_b: dict[str, Any]
+    levels: list[str]
+    kind: Kind
     explained: float
     explained_layers: float
     ops: list[Row]
@@ -49,15 +52,14 @@ class Comparison:
     kl_by_position: list[float]
     generation: list[dict[str, Any]]
     training: list[Row]
-    losses: tuple[list[list[float]], list[list[float]]]
     speed: list[Row]
     costliest: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     memory: list[Row]
     kl_positions: list[int]
     costliest_decode: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     limits: tuple[dict[str, Any] | None, dict[str, Any] | None]
-    train: Training
-    quality: Quality
+    train: Training | None
+    quality: Quality | None
     noise: list[Row]
     hard_cases: list[dict[str, Any]]
     places: list[Place]
@@ -69,29 +71,36 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
     Raises BundleError with every reason why they cannot be compared.
     """
     _check(a, b)
+    levels = [level for level in a.about["levels"] if level in b.about["levels"]]
     explained = max(EXPLAINED[bundle.about["precision"]] for bundle in (a, b))
-    numerics = _coarser(a, b, "numerics")
-    calls, departs_op = _ops(a, b, explained, numerics)
-    explained_layers = explained * len(a.tables["ops"]) ** 0.5
-    layers, departs_layer = _layers(a, b, explained_layers, numerics)
-    model, kl = _model(a, b, numerics)
-    train = judge_training(a, b, numerics)
+    kind = _coarser(a, b, "numerics")
+    ops, departs_op = _ops(a, b, explained, kind) if "op" in levels else ([], None)
+    explained_layers = explained * a.tables.get("num_calls", 1) ** 0.5
+    layers, departs_layer = _layers(a, b, explained_layers, kind) if "layer" in levels else ([], None)
+    model, kl = _model(a, b, kind) if "model" in levels else ([], [])
+    train = judge_training(a, b, kind) if "train" in levels else None
+    speed = "speed" in levels
     return Comparison(
-        about_a=a.about, about_b=b.about, explained=explained,
-        explained_layers=explained_layers, ops=calls, layers=layers, departs_op=departs_op,
-        departs_layer=departs_layer, model=model, kl_by_position=kl, generation=_generation(a, b),
-        training=training_rows(a, b, train), losses=train.losses, train=train, quality=judge_quality(a, b),
-        speed=_speed(a, b), memory=_memory(a, b),
-        costliest=tuple(_top(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
-        costliest_decode=tuple(_top_decode(bundle) for bundle in (a, b)),  # type: ignore[arg-type]
-        kl_positions=a.tensors["model/positions"].tolist(),
-        limits=tuple(bundle.tables["speed"]["facts"] for bundle in (a, b)),  # type: ignore[arg-type]
-        noise=_noise(a, b), hard_cases=judged_cases(a, b), places=places(a, b),
+        about_a=a.about, about_b=b.about, levels=levels, kind=kind, explained=explained,
+        explained_layers=explained_layers, ops=ops, layers=layers, departs_op=departs_op, departs_layer=departs_layer,
+        model=model, kl_by_position=kl, generation=_generation(a, b) if "model" in levels else [],
+        training=[] if train is None else training_rows(a, b, train), train=train,
+        quality=judge_quality(a, b) if "quality" in levels else None,
+        speed=_speed(a, b) if speed else [], memory=_memory(a, b) if speed else [],
+        costliest=(_top(a), _top(b)) if speed else ([], []),
+        costliest_decode=(_top_decode(a), _top_decode(b)) if speed else ([], []),
+        kl_positions=a.tensors["model/positions"].tolist() if "model" in levels else [],
+        limits=(a.tables["speed"]["facts"], b.tables["speed"]["facts"]) if speed else (None, None),
+        noise=_noise(a, b) if "model" in levels else [],
+        hard_cases=judged_cases(a, b) if "op" in levels else [], places=places(a, b, levels),
     )
 
 
 def _check(a: Bundle, b: Bundle) -> None:
     problems = []
+    if not set(a.about["levels"]) & set(b.about["levels"]):
+        problems.append(f"they have no level in common ({', '.join(a.about['levels'])} and "
+                        f"{', '.join(b.about['levels'])})")
     for name, what in (("weights", "weights"), ("tokens", "tokens"), ("settings", "settings or prompts")):
         left, right = (bundle.about["digests"][name] for bundle in (a, b))
         if left != right:
@@ -219,8 +228,9 @@ def _measured(bundle: Bundle) -> dict[str, Quantity]:
     """Median times of the small model on a real chip; a virtual chip's wall time means nothing and is left out."""
     if bundle.about["timing"] != Kind.MEASURED.value:
         return {}
-    decode = torch.tensor([1e3 * row["token_s"] for row in bundle.tables["generation"] if row["token_s"]]).double()
-    rates = torch.tensor([run["tokens"] / time for run in bundle.tables["training"] for time in run["time_s"][1:]])
+    texts, runs = bundle.tables.get("generation", []), bundle.tables.get("training", [])
+    decode = torch.tensor([1e3 * row["token_s"] for row in texts if row["token_s"]]).double()
+    rates = torch.tensor([run["tokens"] / time for run in runs for time in run["time_s"][1:]])
     found = (("decode step", "ms", decode), ("training step", "tokens/s", rates.double()))
     return {name: Quantity(float(v.median()), unit, Kind.MEASURED, float(v.min()), float(v.max()))
             for name, unit, v in found if len(v)}

@@ -39,17 +39,20 @@ def record_ops(subject: Subject, reference: Chip, chip: Chip, bundle: Bundle) ->
 
 
 def record_layers(subject: Subject, chip: Chip, bundle: Bundle) -> None:
-    """Keep samples of the residual streams after each layer of the chip's own run over the probe."""
+    """Keep samples of the residual streams after each layer of the chip's own run over the probe, and count its ops."""
     names: list[str] = []
+    calls = 0
 
     def watch(event: Event, arguments: tuple[object, ...], result: object) -> None:
+        nonlocal calls
+        calls += 1
         if event.op == "embed" or (event.op == "hc_post" and event.layer.endswith(".ffn")):
             assert isinstance(result, Tensor)
             names.append(event.layer.removesuffix(".ffn"))
             bundle.tensors[f"layers/{names[-1]}"] = sample(result.cpu().flatten())
 
     _run(subject, chip, watch)
-    bundle.tables["layers"] = names
+    bundle.tables["layers"], bundle.tables["num_calls"] = names, calls
 
 
 def record_model(subject: Subject, chip: Chip, bundle: Bundle) -> None:

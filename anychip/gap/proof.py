@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -105,11 +106,14 @@ def _finite(error: float) -> float:
     return error if error < float("inf") else 0.0
 
 
-def places(a: Bundle, b: Bundle) -> list[Place]:
-    """Return where b departs from a, likeliest first."""
+def places(a: Bundle, b: Bundle, levels: Sequence[str] = ("op", "layer")) -> list[Place]:
+    """Return where b departs from a, likeliest first, by the levels that both have."""
+    ops = [*judged_cases(a, b), *_replays(a, b)] if "op" in levels else []
+    if "layer" not in levels:
+        return locate(ops, [], [])
     seen = {(d["scenario"], d["call"], d["argument"]) for d in a.tables["departures"]}
     found = [Departure(**d) for d in b.tables["departures"] if (d["scenario"], d["call"], d["argument"]) not in seen]
-    return locate([*judged_cases(a, b), *_replays(a, b)], found, b.tables["gradients"])
+    return locate(ops, found, b.tables["gradients"])
 
 
 def _replays(a: Bundle, b: Bundle) -> list[dict[str, Any]]:

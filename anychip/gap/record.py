@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from .. import __version__
 from ..chips import Chip
+from ..errors import InputError
 from .behaviour import record_generation, record_training
 from .bundle import Bundle
 from .noise import record_noise
@@ -17,6 +18,19 @@ from .speed import record_speed
 from .subject import Subject
 
 PUBLISHED = "v4-flash"  # the model whose times are simulated
+# Level -> the sections that record it.
+LEVELS = {"op": ("hard cases", "ops"), "layer": ("guided runs", "layers"), "model": ("model", "noise", "generation"),
+          "train": ("training",), "quality": ("quality",), "speed": ("speed",)}
+
+
+def choose_levels(names: str) -> tuple[str, ...]:
+    """Return the levels of a comma-separated list, in `LEVELS`' order. Raises InputError for an unknown one."""
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in LEVELS]
+    if unknown or not asked:
+        wrong = ", ".join(map(repr, unknown)) or repr(names)
+        raise InputError(f"unknown level {wrong}; choose of: {', '.join(LEVELS)}")
+    return tuple(level for level in LEVELS if level in asked)
 
 
 def sections(reference: Reference, chip: Chip, bundle: Bundle) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -34,8 +48,9 @@ def sections(reference: Reference, chip: Chip, bundle: Bundle) -> Iterator[tuple
     yield "speed", lambda: record_speed(PUBLISHED, chip, bundle)
 
 
-def record(subject: Subject | Reference, chip: Chip, progress: Callable[[str], None] = lambda name: None) -> Bundle:
-    """Run everything on one chip. `progress` is told each section's name before it starts.
+def record(subject: Subject | Reference, chip: Chip, progress: Callable[[str], None] = lambda name: None,
+           levels: Sequence[str] = tuple(LEVELS)) -> Bundle:
+    """Run the levels on one chip. `progress` is told each section's name before it starts.
 
     Give a `Reference` where several chips run one subject: its own runs are then made once.
     """
@@ -46,8 +61,11 @@ def record(subject: Subject | Reference, chip: Chip, progress: Callable[[str], N
         "numerics": chip.numerics.value, "timing": chip.timing.value, "versions": chip.versions(),
         "anychip": __version__, "model": subject.name, "digests": subject.digests(),
         "settings": asdict(subject.settings),
+        "levels": list(levels),
     })
+    wanted = {section for level in levels for section in LEVELS[level]}
     for name, run in sections(reference, chip, bundle):
-        progress(name)
-        run()
+        if name in wanted:
+            progress(name)
+            run()
     return bundle

@@ -37,12 +37,11 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                    for place in comparison.places],
         "hard_cases": comparison.hard_cases,
         **{name: _rows(getattr(comparison, name)) for name in TABLES},
-        "kl_by_position": {"unit": "nats/token", "kind": _kind(comparison).value,
+        "kl_by_position": {"unit": "nats/token", "kind": comparison.kind.value,
                            "positions": comparison.kl_positions, "values": comparison.kl_by_position},
-        "losses": {side: {"unit": "nats/token", "kind": about["numerics"], "values": values}
-                   for side, about, values in zip("ab", (comparison.about_a, comparison.about_b), comparison.losses,
-                                                  strict=True)},
-        "quality": quality_row(comparison.quality),
+        "losses": _losses(comparison),
+        "quality": None if comparison.quality is None else quality_row(comparison.quality),
+        "levels": comparison.levels,
         "generation": comparison.generation,
         "costliest": {side: {"training": _costliest(training), "decode": _costliest(decode)}
                       for side, training, decode in zip("ab", comparison.costliest, comparison.costliest_decode,
@@ -53,10 +52,13 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return strict
 
 
-def _kind(comparison: Comparison) -> Kind:
-    gap = comparison.model[0].gap
-    assert gap is not None
-    return gap.kind
+def _losses(comparison: Comparison) -> dict[str, Any] | None:
+    """Losses of each chip, [seeds][steps]."""
+    if comparison.train is None:
+        return None
+    abouts = comparison.about_a, comparison.about_b
+    return {side: {"unit": "nats/token", "kind": about["numerics"], "values": values}
+            for side, about, values in zip("ab", abouts, comparison.train.losses, strict=True)}
 
 
 def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:
@@ -76,7 +78,7 @@ def _verdict(line: Verdict) -> dict[str, Any]:
 
 
 def _costliest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"op": row["op"], "shape": row["shape"], "calls": row["calls"],
+    return [{"op": row["op"], "shape": row["shape"], "calls": row["calls"], "source": row.get("source", "roofline"),
              "time": _quantity(Quantity(row["time_s"], "s", Kind.SIMULATED)),
              "share": _quantity(Quantity(100 * row["share"], "%", Kind.SIMULATED))} for row in rows]
 

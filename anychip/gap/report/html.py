@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,15 @@ def _page(comparison: Comparison) -> dict[str, Any]:
 
 
 def _plots(comparison: Comparison, names: tuple[str, str], format_name: str) -> dict[str, str]:
-    return {
-        "ops": plots.ops_plot(comparison, format_name), "layers": plots.layers_plot(comparison, format_name),
-        "kl": plots.kl_plot(comparison), "losses": plots.losses_plot(comparison, names),
-        "training": plots.costliest_plot(comparison.costliest, names, "training"),
-        "decode": plots.costliest_plot(comparison.costliest_decode, names, "decode"),
+    drawn: dict[str, dict[str, Callable[[], str]]] = {
+        "op": {"ops": lambda: plots.ops_plot(comparison, format_name)},
+        "layer": {"layers": lambda: plots.layers_plot(comparison, format_name)},
+        "model": {"kl": lambda: plots.kl_plot(comparison)},
+        "train": {"losses": lambda: plots.losses_plot(comparison, names)},
+        "speed": {"training": lambda: plots.costliest_plot(comparison.costliest, names, "training"),
+                  "decode": lambda: plots.costliest_plot(comparison.costliest_decode, names, "decode")},
     }
+    return {name: draw() for level in comparison.levels for name, draw in drawn.get(level, {}).items()}
 
 
 def _parted(text: str, other: str) -> Markup:

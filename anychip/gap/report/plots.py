@@ -125,7 +125,8 @@ def kl_plot(comparison: Comparison) -> str:
 
 def losses_plot(comparison: Comparison, names: tuple[str, str]) -> str:
     """Return both chips' losses over the steps, mean and range over the seeds, and under them B less A by seed."""
-    a, b = (np.array(side) for side in comparison.losses)
+    assert comparison.train is not None
+    a, b = (np.array(side) for side in comparison.train.losses)
     steps = range(1, a.shape[1] + 1)
 
     def draw(figure: Figure) -> None:

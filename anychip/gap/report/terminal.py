@@ -39,22 +39,43 @@ def print_report(comparison: Comparison, console: Console) -> None:
     """Print the whole report: header, verdict, then one table a topic. Every number has its unit and kind."""
     _header(comparison, console)
     _verdict(comparison, console)
+    shown = {"op": [_ops], "layer": [_layers], "model": [_model, _generation], "train": [_training],
+             "speed": [_speed, _costliest, _memory]}
+    for level in comparison.levels:
+        for part in shown.get(level, []):
+            part(comparison, console)
+
+
+def _ops(comparison: Comparison, console: Console) -> None:
     _section(console, "Ops on equal inputs", "relative rms differences, largest over an op's calls: each chip from the "
              "fp32 definition, and B from A")
     console.print(_rows_table(comparison.ops, ("A off by", "B off by", "B from A"), console))
+
+
+def _layers(comparison: Comparison, console: Console) -> None:
     _section(console, "Layers, each chip on its own", "relative rms difference of the residual streams; a full bar is "
              f"{number(_full_bar(comparison))}")
     console.print(_layers_table(comparison, console))
+
+
+def _model(comparison: Comparison, console: Console) -> None:
     _section(console, "Model", "teacher-forced on real text; KL has A first; brackets hold 95 %")
     console.print(_rows_table(comparison.model, ("A", "B", "B less A"), console))
     _section(console, "Noise", "how far each chip's output moves from itself: mean KL")
     console.print(_rows_table(comparison.noise, ("A", "B"), console))
-    _generation(comparison, console)
+
+
+def _training(comparison: Comparison, console: Console) -> None:
     _section(console, "Training", "same seeded weights, same batches")
     console.print(_rows_table(comparison.training, ("A", "B", "B less A"), console))
-    _section(console, "Speed", "(sim): roofline on each chip's limits; (meas): timed on the chip")
+
+
+def _speed(comparison: Comparison, console: Console) -> None:
+    _section(console, "Speed", "(sim): a model of time; (meas): timed on the chip")
     console.print(_rows_table(comparison.speed, ("A", "B", "B / A"), console))
-    _costliest(comparison, console)
+
+
+def _memory(comparison: Comparison, console: Console) -> None:
     _section(console, "Memory", "one chip, all weights in its memory")
     console.print(_rows_table(comparison.memory, ("A", "B"), console))
 
@@ -152,11 +173,11 @@ def _costliest(comparison: Comparison, console: Console) -> None:
 
 
 def _costliest_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _table("op", "shape", "calls", "time", "share")
+    table = _table("op", "shape", "calls", "time", "share", "by")
     for row in rows:
         table.add_row(Text(visible(row["op"])), Text(visible(row["shape"]), "dim"), Text(number(row["calls"])),
                       _cell(seconds(row["time_s"], Kind.SIMULATED)),
-                      _cell(Quantity(100 * row["share"], "%", Kind.SIMULATED)))
+                      _cell(Quantity(100 * row["share"], "%", Kind.SIMULATED)), Text(row.get("source", "roofline"), "dim"))
     table.columns[1].justify, table.columns[1].no_wrap = "left", True
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -50,6 +50,8 @@ def headline(comparison: Comparison) -> str:
         return f"Faulty: {comparison.places[0].text}"
     if comparison.departs_op is not None:
         return f"First op that departs: {comparison.departs_op}"
+    if not {"op", "layer"} & set(comparison.levels):
+        return f"Compared: {', '.join(comparison.levels)}"
     if comparison.departs_layer is not None:
         return (f"Every op is within what {name} explains; layers drift further than independent errors would, from "
                 f"{comparison.departs_layer} on")
@@ -57,9 +59,16 @@ def headline(comparison: Comparison) -> str:
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
-    """Return the whole verdict, most telling lines first."""
-    return [_faults(comparison), _ops(comparison), _layers(comparison), *_model(comparison), _training(comparison),
-            _quality(comparison), _generation(comparison), *_speed(comparison), _memory(comparison)]
+    """Return the whole verdict, most telling lines first: a line or several for each level that was compared."""
+    lines: dict[str, list[Callable[[Comparison], Verdict | list[Verdict]]]] = {
+        "op": [_ops], "layer": [_layers], "model": [_model, _generation], "train": [_training], "quality": [_quality],
+        "speed": [_speed, _memory]}
+    found = [_faults(comparison)] if {"op", "layer"} & set(comparison.levels) else []
+    for level in comparison.levels:
+        for line in lines[level]:
+            told = line(comparison)
+            found += told if isinstance(told, list) else [told]
+    return found
 
 
 def beyond(row: Row, bound: float) -> bool:
@@ -73,14 +82,17 @@ def _explained(comparison: Comparison, bound: float) -> str:
 
 def _faults(comparison: Comparison) -> Verdict:
     """What the hard cases and the guided runs say: no fault, or where."""
-    cases = len(comparison.hard_cases)
-    if not comparison.places:
+    if comparison.places:
+        return Verdict(Mark.GAP, "faults", ("; ".join(place.text for place in comparison.places),))
+    told = []
+    if comparison.hard_cases:
         worst = max(comparison.hard_cases, key=lambda row: row["error"] / row["allowed"])
-        return Verdict(Mark.SAME, "faults", (
-            f"none found: {cases} hard cases of every op against float64 (nearest to its bound: {worst['op']} "
-            f"{worst['direction']}, {number(worst['error'])} of {number(worst['allowed'])} allowed), the model's code "
-            "in guided runs (whole, packed, chunks, decode, MTP), and its gradients",))
-    return Verdict(Mark.GAP, "faults", ("; ".join(place.text for place in comparison.places),))
+        near = f"{worst['op']} {worst['direction']}, {number(worst['error'])} of {number(worst['allowed'])} allowed"
+        count = len(comparison.hard_cases)
+        told.append(f"{count} hard cases of every op against float64 (nearest to its bound: {near})")
+    if "layer" in comparison.levels:
+        told.append("the model's code in guided runs (whole, packed, chunks, decode, MTP) and its gradients")
+    return Verdict(Mark.SAME, "faults", ("none found: " + "; ".join(told),))
 
 
 def _ops(comparison: Comparison) -> Verdict:
@@ -158,6 +170,7 @@ def _model(comparison: Comparison) -> list[Verdict]:
 def _training(comparison: Comparison) -> Verdict:
     """Paired by seed. A gap is real where the interval of the difference leaves out 0 and is not format noise."""
     train = comparison.train
+    assert train is not None
     gap, other = train.gap(), Quantity(spread(train), "nats/token", train.kind)
     said = (f"loss after {train.steps} steps, B less A, paired over {train.seeds} seeds: ", gap)
     if not math.isfinite(train.test.difference.value):
@@ -177,7 +190,8 @@ def _training(comparison: Comparison) -> Verdict:
 
 def _quality(comparison: Comparison) -> Verdict:
     """The same questions on both; no verdict of equality where so few cannot show the difference that is asked for."""
-    q, kind = comparison.quality, comparison.train.kind
+    q, kind = comparison.quality, comparison.kind
+    assert q is not None
     d = q.test.difference
     points = Quantity(100 * d.value, "points", kind, 100 * d.low, 100 * d.high)
     said = (f"{q.num} questions (which of four continuations is the text's own): A right on "

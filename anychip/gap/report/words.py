@@ -11,6 +11,7 @@ from ..compare import Comparison
 from ..numerics import DISCRETE
 from ..proof import EXPLAINED
 from ..row import Row
+from .sources import sources_note
 
 TAGS = {Kind.MEASURED: "meas", Kind.EMULATED: "emul", Kind.SIMULATED: "sim", Kind.PUBLISHED: "publ"}
 MEANINGS = {
@@ -96,12 +97,12 @@ def equal_tokens(row: dict[str, Any]) -> str:
 
 
 def limits_note(limits: dict[str, Any] | None) -> str:
-    """Return whose limits time a chip, and which of them are estimates."""
+    """Return whose limits time a chip, which of them are estimates, and what ran and timed its ops."""
     if limits is None:
         return "no facts file describes this chip, so nothing of it is simulated"
     guesses = ", ".join(limits["guesses"])
-    return f"limits of {limits['device']}; " + (f"our estimates among its facts: {guesses}" if guesses
-                                               else "none is an estimate")
+    estimates = f"our estimates among its facts: {guesses}" if guesses else "none is an estimate"
+    return f"limits of {limits['device']}; {estimates}{sources_note(limits)}"
 
 
 def row_unit(row: Row) -> str:
