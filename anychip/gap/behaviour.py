@@ -69,5 +69,5 @@ def _router_load(trainer: Trainer) -> dict[str, list[float]]:
     for name, layer in trainer.model.named_modules():
         if isinstance(layer, MoE) and layer.chosen is not None:
             counts = torch.bincount(layer.chosen.cpu().flatten(), minlength=layer.experts.w2.shape[0])
-            found[name], layer.chosen = (counts / counts.sum()).cpu().tolist(), None
+            found[name], layer.chosen = (counts / counts.sum()).tolist(), None
     return found
