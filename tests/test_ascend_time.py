@@ -60,7 +60,7 @@ def launched():
 
 @needs_ascend
 def test_the_cube_is_busy_for_its_products_and_no_longer(launched) -> None:
-    time = launched.recording.time(0, load_rates(launched.target))
+    time = launched.recording.times(load_rates(launched.target))[0]
     products = 128 * 128 * 1024 / 16**3
     assert products < time.busy[0][2] < 1.1 * products
     assert abs(sum(time.causes.values()) - time.cycles) < 1e-6 * time.cycles

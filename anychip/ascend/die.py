@@ -20,6 +20,8 @@ PIPE_NAMES = ("scalar", "vector", "cube", "MTE1", "MTE2", "MTE3", "FIX")
 BOUNDS = {"cube": "cube", "vector": "vector", "memory": "memory", "move": "memory", "scalar": "scalar", "sync": "sync"}
 SCALE_STEPS = 12
 BUDGET = 200_000  # instructions recorded of a launch; more blocks than that are extrapolated
+MOST_BLOCKS = 1024  # recorded of one launch
+LISTED = 10_000  # blocks in a KernelTime's schedule
 FOLLOWED_BYTES = 32 * 2**20  # arguments above that size: one sector in 16 is followed through the L2
 
 
@@ -31,7 +33,7 @@ class KernelTime:
     cores that have it, from the first block's start to the last one's end. causes: share of the critical path of the
     blocks by what it waited for. bound: the largest of them (cube, vector, memory, scalar, sync). hbm_bytes: bytes
     that missed the L2. slowdown: how much longer transfers take because the cores share L2 and memory. timed_blocks of
-    num_blocks were timed instruction by instruction.
+    num_blocks were timed instruction by instruction. schedule: when the first 10,000 blocks ran, on which core.
     """
 
     kernel: str
@@ -85,31 +87,36 @@ class _Plan:
     def __init__(self, launched: Launched, rates: Rates, blocks: Sequence[BlockInfo]) -> None:
         self.launched, self.rates, self.blocks = launched, rates, blocks
         self.order = sorted(range(len(blocks)), key=lambda i: blocks[i].block)
+        self.recorded = {b.block for b in blocks}
         self.scale = launched.num_blocks / len(blocks)
         self.read = self.scale * sum(b.read_bytes for b in blocks)
         self.written = self.scale * sum(b.written_bytes for b in blocks)
 
     def times(self, slowdown: float) -> list[BlockTime]:
         rates = replace(self.rates, slowdown=(slowdown, slowdown))
-        return [self.launched.recording.time(i, rates) for i in range(len(self.blocks))]
+        return self.launched.recording.times(rates)
 
-    def schedule(self, times: Sequence[BlockTime]) -> list[BlockSpan]:
-        """Each core takes the next block when it is free, as the hardware's dispatcher does; in cycles."""
-        length = self._lengths(times)
-        recorded = {b.block for b in self.blocks}
-        start = self.rates.rate["block_start"].value
+    def schedule(self, times: Sequence[BlockTime], listed: int = 0) -> tuple[float, list[BlockSpan]]:
+        """Each core takes the next block when it is free, as the hardware's dispatcher does; in cycles.
+
+        Returns the end of the last block, and the first `listed` blocks.
+        """
+        lengths, start = self._lengths(times), self.rates.rate["block_start"].value
         free = [(0.0, core) for core in range(min(self.launched.num_cores, self.launched.num_blocks))]
-        spans = []
-        for block in range(self.launched.num_blocks):
-            at, core = heapq.heappop(free)
-            end = at + start + length[block]
-            spans.append(BlockSpan(block, core, at + start, end, block in recorded))
-            heapq.heappush(free, (end, core))
-        return spans
+        spans, last = [], 0.0
+        for block, length in enumerate(lengths):
+            at, core = free[0]
+            end = at + start + length
+            if block < listed:
+                spans.append(BlockSpan(block, core, at + start, end, block in self.recorded))
+            heapq.heapreplace(free, (end, core))
+            last = max(last, end)
+        return last, spans
 
     def missed_bytes(self, warm: bool) -> float:
         """Bytes that come from or go to HBM: misses of the recorded blocks in the L2, extrapolated."""
-        starts = {span.block: span.start_s for span in self.schedule(self.times(1.0))}
+        starts = {span.block: span.start_s for span in self.schedule(self.times(1.0), self.launched.num_blocks)[1]
+                  if span.timed}
         complete = len(self.blocks) == self.launched.num_blocks
         fits = self.launched.argument_bytes <= self.rates.die["l2"].value * 2**20
         if warm and fits:
@@ -135,8 +142,7 @@ class _Plan:
 
     def result(self, slowdown: float, missed: float) -> KernelTime:
         times = self.times(slowdown)
-        spans = self.schedule(times)
-        end, hertz = max(span.end_s for span in spans), self.rates.clock_hz
+        (end, spans), hertz = self.schedule(times, LISTED), self.rates.clock_hz
         causes = {name: sum(t.causes[name] for t in times) for name in times[0].causes}
         total = sum(causes.values()) or 1.0
         launch = self.rates.die["launch"].value * 1e-6
@@ -156,16 +162,16 @@ class _Plan:
                    self.read / (die["l2_read"].value * cores), self.written / (die["l2_write"].value * cores))
 
     def _end(self, slowdown: float) -> float:
-        return max(span.end_s for span in self.schedule(self.times(slowdown)))
+        return self.schedule(self.times(slowdown))[0]
 
     def _lengths(self, times: Sequence[BlockTime]) -> list[float]:
         """Cycles of every block; one that was not recorded takes those of the nearest recorded one."""
         known = sorted((b.block, t.cycles) for b, t in zip(self.blocks, times, strict=True))
-        lengths, at = [], 0
-        for block in range(self.launched.num_blocks):
-            while at + 1 < len(known) and abs(known[at + 1][0] - block) <= abs(known[at][0] - block):
-                at += 1
-            lengths.append(known[at][1])
+        lengths: list[float] = []
+        beyond = (2 * self.launched.num_blocks, 0.0)
+        for (block, cycles), (following, _) in zip(known, [*known[1:], beyond], strict=True):
+            end = min((block + following) // 2 + 1, self.launched.num_blocks)
+            lengths += [cycles] * (end - len(lengths))
         return lengths
 
     def _utilisation(self, times: Sequence[BlockTime], end: float) -> dict[str, float]:
@@ -210,7 +216,7 @@ def record(kernel: CompiledKernel, args: Mapping[str, Any], grid: Sequence[int],
 
 def sample_blocks(num_blocks: int, num_cores: int, steps_of_one: int, budget: int) -> list[int]:
     """Return the blocks to record: all, or the first wave and some spread over the rest, within `budget` steps."""
-    room = max(2, budget // max(steps_of_one, 1))
+    room = min(max(2, budget // max(steps_of_one, 1)), MOST_BLOCKS)
     if num_blocks <= room:
         return list(range(num_blocks))
     first = list(range(min(num_cores, room // 2)))

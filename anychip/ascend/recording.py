@@ -84,11 +84,13 @@ class Recording:
             found.append(BlockInfo(*out))
         return found
 
-    def time(self, index: int, rates: Rates) -> BlockTime:
-        """Time the block at `index` of `blocks()`."""
-        line = _Timeline()
-        self._library.clock_run(self._handle, index, self._packed(rates), ctypes.byref(line), None)
-        return BlockTime(line.end, tuple(tuple(pipes) for pipes in line.busy), dict(zip(CAUSES, line.by, strict=True)))
+    def times(self, rates: Rates) -> list[BlockTime]:
+        """Time every block of `blocks()`."""
+        count = self._library.recorder_blocks(self._handle)
+        lines = (_Timeline * count)()
+        self._library.clock_run_all(self._handle, self._packed(rates), lines)
+        return [BlockTime(line.end, tuple(tuple(pipes) for pipes in line.busy),
+                          dict(zip(CAUSES, line.by, strict=True))) for line in lines]
 
     def spans(self, index: int, rates: Rates) -> list[tuple[int, str, int, int, float, float]]:
         """Return (instruction, op, core, pipe, start cycle, end cycle) of each executed instruction of a block."""
@@ -127,6 +129,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "cache_sector_bytes": (number, []), "clock_rate_names": (ctypes.c_char_p, []),
         "machine_op_names": (ctypes.c_char_p, []),
         "clock_run": (None, [handle, number, handle, ctypes.POINTER(_Timeline), handle]),
+        "clock_run_all": (None, [handle, handle, handle]),
         "cache_run": (None, [handle, handle, handle, handle, number, number, number, handle]),
     }
     for name, (result, arguments) in types.items():

@@ -119,6 +119,12 @@ void clock_run(void* recorder, int64_t index, const Rates* rates, Timeline* out,
   *out = Clock(*rates).run(static_cast<Recorder*>(recorder)->blocks()[std::size_t(index)].events, spans);
 }
 
+// Times every recorded block; out: one timeline each.
+void clock_run_all(void* recorder, const Rates* rates, Timeline* out) {
+  Clock clock(*rates);
+  for (const Recorded& block : static_cast<Recorder*>(recorder)->blocks()) *out++ = clock.run(block.events, nullptr);
+}
+
 // Runs the touches of `count` recorded blocks, block i from cycle start[i] on, through a cache of `sectors` sectors,
 // `rounds` times over; out: reads, read misses, writes, write misses of the last round.
 void cache_run(void* recorder, const Rates* rates, const int64_t* index, const double* start, int64_t count,
