@@ -14,7 +14,7 @@ from .cpu_kernels import load_library
 from .cpu_product import product
 
 _F32 = torch.float32
-_CHUNK_BYTES = 8 * 2**20  # logits that exist at once: they stay in the last-level cache
+_CHUNK_BYTES = 16 * 2**20  # logits that exist at once: they stay in the last-level cache
 
 
 @cache

@@ -10,7 +10,7 @@
 namespace {
 
 constexpr int64_t DEPTH = 256;  // terms summed before c is touched: a panel of b takes half the first cache
-constexpr int64_t ROWS = 48;    // rows of a that pass all panels of b before the next ones
+constexpr int64_t ROWS = 120;   // rows of a that pass all panels of b before the next ones
 constexpr int64_t TALL = 144;   // columns of a (rows of c) that are copied at once into the second cache
 constexpr int64_t ALONE = 262144;  // multiply-adds that one thread does faster than several
 
