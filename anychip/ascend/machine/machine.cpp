@@ -85,7 +85,7 @@ void Machine::run_block(int64_t block, const std::vector<Value>& arguments, cons
     if (live && !moved) {
       for (Core& core : cores_)
         if (!core.done())
-          findings_.report({FindingKind::deadlock, core.waits_at(), last_set_[size_t(core.waits_for())] - 1, core.id(), -1, -1, -1, -1,
+          findings_.report({FindingKind::deadlock, core.waits_at(), -1, core.id(), -1, -1, -1, -1,
                             core.waits_for(), block, 0, 0, 1});
       break;
     }
