@@ -14,8 +14,15 @@ from anychip.ascend.run import run_kernel
 from anychip.ascend.targets import find_target
 from anychip.errors import InputError
 
-F32, F16, BF16, I8, I16, I32, I64 = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int16, torch.int32,
-                                     torch.int64)
+F32, F16, BF16, I8, I16, I32, I64 = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)
 
 
 def normal(*shape: int, dtype: torch.dtype = F32, seed: int = 0, scale: float = 3.0) -> Tensor:
@@ -35,8 +42,17 @@ def kinds(found) -> list[str]:  # noqa: ANN001
 
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
-@pytest.mark.parametrize(("op", "wanted"), [("vadd", torch.add), ("vsub", torch.sub), ("vmul", torch.mul), ("vdiv", torch.div),
-                                            ("vmax", torch.maximum), ("vmin", torch.minimum)])
+@pytest.mark.parametrize(
+    ("op", "wanted"),
+    [
+        ("vadd", torch.add),
+        ("vsub", torch.sub),
+        ("vmul", torch.mul),
+        ("vdiv", torch.div),
+        ("vmax", torch.maximum),
+        ("vmin", torch.minimum),
+    ],
+)
 def test_float_arithmetic_rounds_once_in_its_own_format(op: str, wanted, dtype: torch.dtype) -> None:  # noqa: ANN001
     x, y = normal(3000, dtype=dtype), normal(3000, dtype=dtype, seed=1)
     x[7], y[9] = math.nan, math.inf
@@ -44,18 +60,40 @@ def test_float_arithmetic_rounds_once_in_its_own_format(op: str, wanted, dtype: 
 
 
 @pytest.mark.parametrize("dtype", [I8, I16, I32, I64])
-@pytest.mark.parametrize(("op", "wanted"), [
-    ("vadd", torch.add), ("vsub", torch.sub), ("vmul", torch.mul), ("vmax", torch.maximum), ("vmin", torch.minimum),
-    ("vand", torch.bitwise_and), ("vor", torch.bitwise_or), ("vxor", torch.bitwise_xor)])
+@pytest.mark.parametrize(
+    ("op", "wanted"),
+    [
+        ("vadd", torch.add),
+        ("vsub", torch.sub),
+        ("vmul", torch.mul),
+        ("vmax", torch.maximum),
+        ("vmin", torch.minimum),
+        ("vand", torch.bitwise_and),
+        ("vor", torch.bitwise_or),
+        ("vxor", torch.bitwise_xor),
+    ],
+)
 def test_integer_arithmetic_wraps(op: str, wanted, dtype: torch.dtype) -> None:  # noqa: ANN001
     x, y = whole(777, dtype=dtype, high=2**31), whole(777, dtype=dtype, seed=1, high=2**31)
     exact(tile(op, [x, y], [x])[0], wanted(x, y))
 
 
-@pytest.mark.parametrize(("op", "wanted"), [("vexp", torch.exp), ("vln", torch.log), ("vsqrt", torch.sqrt), ("vabs", torch.abs),
-                                            ("vrsqrt", torch.rsqrt), ("vtanh", torch.tanh), ("verf", torch.erf)])
+@pytest.mark.parametrize(
+    ("op", "wanted"),
+    [
+        ("vexp", torch.exp),
+        ("vln", torch.log),
+        ("vsqrt", torch.sqrt),
+        ("vabs", torch.abs),
+        ("vrsqrt", torch.rsqrt),
+        ("vtanh", torch.tanh),
+        ("verf", torch.erf),
+    ],
+)
 def test_functions_are_within_two_units_in_the_last_place(op: str, wanted) -> None:  # noqa: ANN001
-    x = torch.cat([normal(5000, scale=30), torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, 88.7, -103.9])])
+    x = torch.cat(
+        [normal(5000, scale=30), torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, 88.7, -103.9])]
+    )
     got, right = tile(op, [x], [x])[0].double(), wanted(x.double())
     right = right.float().double()
     spacing = torch.nextafter(right.float().abs(), torch.tensor(math.inf)).double() - right.float().abs().double()
@@ -67,17 +105,25 @@ def test_every_half_widens_exactly_and_floats_narrow_to_the_nearest_even() -> No
     halves = torch.arange(-32768, 32768, dtype=I16).view(F16)
     mode = "round_mode = #hivm.round_mode<rint>"
     exact(tile("vcast", [halves[:32768]], [torch.zeros(32768)], mode)[0], halves[:32768].float())
-    bits = torch.randint(-2**31, 2**31, (20000,), generator=torch.Generator().manual_seed(3)).to(I32)
+    bits = torch.randint(-(2**31), 2**31, (20000,), generator=torch.Generator().manual_seed(3)).to(I32)
     x = torch.cat([bits.view(F32), normal(8000), torch.tensor([65519.9, 65520.0, 2**-24, 2**-25, 1e-45])])
     for dtype in (F16, BF16):
         exact(tile("vcast", [x], [x.to(dtype)], mode)[0], x.to(dtype))
 
 
-@pytest.mark.parametrize(("mode", "wanted"), [("rint", torch.round), ("floor", torch.floor), ("ceil", torch.ceil),
-                                              ("trunc", torch.trunc), ("round", lambda x: x.abs().add(0.5).floor() * x.sign())])
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [
+        ("rint", torch.round),
+        ("floor", torch.floor),
+        ("ceil", torch.ceil),
+        ("trunc", torch.trunc),
+        ("round", lambda x: x.abs().add(0.5).floor() * x.sign()),
+    ],
+)
 def test_casts_to_integers_round_as_asked_and_saturate(mode: str, wanted) -> None:  # noqa: ANN001
     x = torch.cat([normal(999), torch.tensor([0.5, 1.5, -2.5, 1e20, -1e20, math.nan, 126.5])])
-    right = wanted(x.double()).nan_to_num(0, 1e30, -1e30).clamp(-2**31, 2**31 - 1).to(I64)
+    right = wanted(x.double()).nan_to_num(0, 1e30, -1e30).clamp(-(2**31), 2**31 - 1).to(I64)
     exact(tile("vcast", [x], [right.to(I32)], f"round_mode = #hivm.round_mode<{mode}>")[0], right.to(I32))
 
 
@@ -99,16 +145,21 @@ def test_an_operand_of_size_one_is_broadcast_and_a_scalar_too() -> None:
 def test_comparisons_pack_bits_that_select_reads(mode: str) -> None:
     x, y, out = whole(100, high=5), whole(100, high=5, seed=1), torch.zeros(100)
     kind = memref(x, "ub")
-    body = pointer("x", 0, kind) + pointer("y", 512, kind) + pointer("m", 1024, "memref<100xi1, #hivm.address_space<ub>>")
+    body = (
+        pointer("x", 0, kind) + pointer("y", 512, kind) + pointer("m", 1024, "memref<100xi1, #hivm.address_space<ub>>")
+    )
     body += pointer("o", 2048, memref(out, "ub")) + constant("yes", 1.5, "f32") + constant("no", -2.0, "f32")
     for name, argument, tensor in (("x", 0, x), ("y", 1, y)):
         body += view(f"g{name}", f"arg{argument}", tensor)
         body += f'"hivm.hir.load"(%g{name}, %{name}) : ({memref(tensor, "gm")}, {kind}) -> ()\n'
-    body += (f'"hivm.hir.vcmp"(%x, %y, %m) <{{compare_mode = #hivm.compare_mode<{mode}>, operandSegmentSizes = array<i32: 2, 1>'
-             f"}}> : ({kind}, {kind}, memref<100xi1, #hivm.address_space<ub>>) -> ()\n"
-             '"hivm.hir.vsel"(%m, %yes, %no, %o) <{operandSegmentSizes = array<i32: 3, 1, 0>}> : '
-             f'(memref<100xi1, #hivm.address_space<ub>>, f32, f32, {memref(out, "ub")}) -> ()\n' + view("go", "arg2", out)
-             + f'"hivm.hir.store"(%o, %go) : ({memref(out, "ub")}, {memref(out, "gm")}) -> ()\n')
+    body += (
+        f'"hivm.hir.vcmp"(%x, %y, %m) <{{compare_mode = #hivm.compare_mode<{mode}>, operandSegmentSizes = array<i32: 2, 1>'
+        f"}}> : ({kind}, {kind}, memref<100xi1, #hivm.address_space<ub>>) -> ()\n"
+        '"hivm.hir.vsel"(%m, %yes, %no, %o) <{operandSegmentSizes = array<i32: 3, 1, 0>}> : '
+        f"(memref<100xi1, #hivm.address_space<ub>>, f32, f32, {memref(out, 'ub')}) -> ()\n"
+        + view("go", "arg2", out)
+        + f'"hivm.hir.store"(%o, %go) : ({memref(out, "ub")}, {memref(out, "gm")}) -> ()\n'
+    )
     run(module(function(body, [memref(t, "gm", dims=False) for t in (x, y, out)])), [x, y, out])
     exact(out, torch.where(getattr(torch, mode)(x, y), 1.5, -2.0))
 
@@ -116,8 +167,11 @@ def test_comparisons_pack_bits_that_select_reads(mode: str) -> None:
 @pytest.mark.parametrize("dims", [[0], [1], [2], [1, 2], [0, 1, 2]])
 def test_reductions_over_any_dimensions(dims: list[int]) -> None:
     x = normal(5, 12, 70)
-    for kind, wanted in (("sum", x.double().sum(dims, keepdim=True).float()), ("max", x.amax(dims, keepdim=True)),
-                         ("min", x.amin(dims, keepdim=True))):
+    for kind, wanted in (
+        ("sum", x.double().sum(dims, keepdim=True).float()),
+        ("max", x.amax(dims, keepdim=True)),
+        ("min", x.amin(dims, keepdim=True)),
+    ):
         attributes = f"arith = #hivm.reduce_op<{kind}>, reduce_dims = array<i64: {', '.join(map(str, dims))}>"
         got = tile("vreduce", [x], [wanted], attributes)[0]
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=2e-4 if kind == "sum" else 0)
@@ -136,8 +190,10 @@ def test_sort_gather_and_running_sums() -> None:
     exact(tile("vsort", [x], [x], "descending = true, sort_axis = 1 : i64")[0], x.sort(1, descending=True)[0])
     exact(tile("vgather", [x, index], [x], segments=False)[0], x.gather(1, index.long()))
     whole_numbers = whole(4, 60)
-    exact(tile("vcumsum", [whole_numbers], [whole_numbers], "cum_dims = array<i64: 1>", segments=False)[0],
-          whole_numbers.cumsum(1).to(I32))
+    exact(
+        tile("vcumsum", [whole_numbers], [whole_numbers], "cum_dims = array<i64: 1>", segments=False)[0],
+        whole_numbers.cumsum(1).to(I32),
+    )
 
 
 def test_elements_interleave_transpose_and_broadcast() -> None:
@@ -148,7 +204,10 @@ def test_elements_interleave_transpose_and_broadcast() -> None:
     exact(tile("vdeinterleave", [both], [y], attributes, segments=False)[0], y)
     z = normal(6, 40)
     exact(tile("vtranspose", [z], [z.T.contiguous()], "permutation = array<i64: 1, 0>", segments=False)[0], z.T)
-    exact(tile("vbrc", [z[:, :1].contiguous()], [z], "broadcast_dims = array<i64: 1>", segments=False)[0], z[:, :1].expand(6, 40))
+    exact(
+        tile("vbrc", [z[:, :1].contiguous()], [z], "broadcast_dims = array<i64: 1>", segments=False)[0],
+        z[:, :1].expand(6, 40),
+    )
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor, transpose: bool, rounds: int = 1) -> None:
@@ -158,22 +217,29 @@ def matmul(a: Tensor, b: Tensor, out: Tensor, transpose: bool, rounds: int = 1) 
 
     def blocks(rows: int, columns: int) -> str:
         return f"memref<{-(-columns // c0)}x{-(-rows // 16)}x16x{c0}x{kind}, #hivm.address_space<cbuf>>"
+
     sum_kind = "i32" if kind == "i8" else "f32"
     at_a, at_b = blocks(m, k), blocks(*b.shape)
     at_c = f"memref<{-(-n // 16)}x{-(-m // 16)}x16x16x{sum_kind}, #hivm.address_space<cc>>"
     body = pointer("a", 0, at_a) + pointer("b", 256 << 10, at_b) + pointer("c", 0, at_c) + constant("none", -1, "i64")
     for name, argument, tensor, place in (("a", 0, a, at_a), ("b", 1, b, at_b)):
         body += view(f"g{name}", f"arg{argument}", tensor)
-        body += (f'"hivm.hir.nd2nz"(%g{name}, %{name}) <{{operandSegmentSizes = array<i32: 1, 1, 0, 0>}}> : '
-                 f'({memref(tensor, "gm")}, {place}) -> ()\n')
+        body += (
+            f'"hivm.hir.nd2nz"(%g{name}, %{name}) <{{operandSegmentSizes = array<i32: 1, 1, 0, 0>}}> : '
+            f"({memref(tensor, 'gm')}, {place}) -> ()\n"
+        )
     body += "".join(constant(name, value, "index") for name, value in (("m", m), ("k", k), ("n", n)))
     for turn in range(rounds):
         body += f'%first{turn} = "arith.constant"() <{{value = {"true" if turn == 0 else "false"}}}> : () -> i1\n'
-        body += (f'"hivm.hir.mmadL1"(%a, %b, %first{turn}, %m, %k, %n, %c{", %none" * 7}) <{{{"b_transpose, " if transpose else ""}'
-                 f"operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1, 7, 0, 0>}}> : ({at_a}, {at_b}, i1, index, index, index, "
-                 f"{at_c}{', i64' * 7}) -> ()\n")
-    body += view("go", "arg2", out) + (f'"hivm.hir.fixpipe"(%c, %go) <{{operandSegmentSizes = array<i32: 1, 1, 0, 0>}}> : '
-                                       f'({at_c}, {memref(out, "gm")}) -> ()\n')
+        body += (
+            f'"hivm.hir.mmadL1"(%a, %b, %first{turn}, %m, %k, %n, %c{", %none" * 7}) <{{{"b_transpose, " if transpose else ""}'
+            f"operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1, 7, 0, 0>}}> : ({at_a}, {at_b}, i1, index, index, index, "
+            f"{at_c}{', i64' * 7}) -> ()\n"
+        )
+    body += view("go", "arg2", out) + (
+        f'"hivm.hir.fixpipe"(%c, %go) <{{operandSegmentSizes = array<i32: 1, 1, 0, 0>}}> : '
+        f"({at_c}, {memref(out, 'gm')}) -> ()\n"
+    )
     found = run(module(function(body, [memref(t, "gm", dims=False) for t in (a, b, out)], core="AIC")), [a, b, out])
     assert not found.error and not found.findings
 
@@ -199,8 +265,10 @@ def test_atomic_stores_combine_with_what_lies_in_memory(kind: str, wanted) -> No
     before = out.clone()
     body = view("g", "arg0", x) + view("o", "arg1", out) + pointer("u", 0, memref(x, "ub"))
     body += f'"hivm.hir.load"(%g, %u) : ({memref(x, "gm")}, {memref(x, "ub")}) -> ()\n'
-    body += (f'"hivm.hir.store"(%u, %o) <{{atomic_kind = #hivm.atomic_kind<{kind}>}}> : ({memref(x, "ub")}, '
-             f'{memref(out, "gm")}) -> ()\n')
+    body += (
+        f'"hivm.hir.store"(%u, %o) <{{atomic_kind = #hivm.atomic_kind<{kind}>}}> : ({memref(x, "ub")}, '
+        f"{memref(out, 'gm')}) -> ()\n"
+    )
     run(module(function(body, [memref(t, "gm", dims=False) for t in (x, out)])), [x, out])
     exact(out, wanted(before, x))
 
@@ -244,10 +312,19 @@ def test_cores_that_wait_for_each_other_are_a_deadlock() -> None:
 def test_each_block_knows_its_number_and_memory_is_poisoned_between_blocks() -> None:
     out = torch.zeros(3)
     kind = "memref<1xf32, #hivm.address_space<ub>>"
-    body = ('%b = "hivm.hir.get_block_idx"() : () -> i64\n%i = "arith.index_cast"(%b) : (i64) -> index\n' + pointer("u", 0, kind)
-            + constant("zero", 0, "index") + '%r = "memref.load"(%u, %zero) : (' + kind + ", index) -> f32\n"
-            '"memref.store"(%r, %arg0, %i) : (f32, memref<?xf32, #hivm.address_space<gm>>, index) -> ()\n'
-            + constant("one", 1.0, "f32") + '"memref.store"(%one, %u, %zero) : (f32, ' + kind + ", index) -> ()\n")
+    body = (
+        '%b = "hivm.hir.get_block_idx"() : () -> i64\n%i = "arith.index_cast"(%b) : (i64) -> index\n'
+        + pointer("u", 0, kind)
+        + constant("zero", 0, "index")
+        + '%r = "memref.load"(%u, %zero) : ('
+        + kind
+        + ", index) -> f32\n"
+        '"memref.store"(%r, %arg0, %i) : (f32, memref<?xf32, #hivm.address_space<gm>>, index) -> ()\n'
+        + constant("one", 1.0, "f32")
+        + '"memref.store"(%one, %u, %zero) : (f32, '
+        + kind
+        + ", index) -> ()\n"
+    )
     run(module(function(body, ["memref<?xf32, #hivm.address_space<gm>>"])), [out], blocks=3)
     assert bool(out.isnan().all())
 
@@ -255,18 +332,25 @@ def test_each_block_knows_its_number_and_memory_is_poisoned_between_blocks() -> 
 def test_a_vector_function_of_the_950_runs_on_registers() -> None:
     x, out = normal(100, dtype=BF16), torch.zeros(100)
     ub, f32 = memref(x, "ub"), memref(out, "ub")
-    mask = '{element_alignment_bit_width = 32 : i32, functionType = #ave.func_dist_type<pb32>}'
-    inner = (constant("z", 0, "index") + constant("step", 64, "index") + constant("end", 100, "index") + constant("two", 2.0, "f32")
-             + '"scf.for"(%z, %end, %step) ({\n^bb0(%i: index):\n%left = "arith.subi"(%end, %i) : (index, index) -> index\n'
-             f'%m:2 = "ave.hir.plt"(%left) {mask} : (index) -> (vector<64xi1>, index)\n'
-             f'%v = "ave.hir.vload"(%p, %i) <{{pattern = #ave.load_dist<UNPK_B16>}}> : ({ub}, index) -> vector<64xbf16>\n'
-             '%w = "ave.hir.vextf"(%v, %m#0) <{part = #ave.vcvt_part_type<part_even>}> : (vector<64xbf16>, vector<64xi1>) -> vector<64xf32>\n'
-             '%y = "ave.hir.vmuls"(%w, %two, %m#0) : (vector<64xf32>, f32, vector<64xi1>) -> vector<64xf32>\n'
-             f'"ave.hir.masked_store"(%q, %i, %m#0, %y) <{{pattern = #ave.store_dist<NORM_B32>}}> : '
-             f"({f32}, index, vector<64xi1>, vector<64xf32>) -> ()\n"
-             '"scf.yield"() : () -> ()\n}) : (index, index, index) -> ()\n')
-    called = (f'"func.func"() <{{sym_name = "vf"}}> ({{\n^bb0(%p: {ub}, %q: {f32}):\n{inner}"func.return"() : () -> ()\n}}) '
-              "{hivm.vector_function} : () -> ()\n")
+    mask = "{element_alignment_bit_width = 32 : i32, functionType = #ave.func_dist_type<pb32>}"
+    inner = (
+        constant("z", 0, "index")
+        + constant("step", 64, "index")
+        + constant("end", 100, "index")
+        + constant("two", 2.0, "f32")
+        + '"scf.for"(%z, %end, %step) ({\n^bb0(%i: index):\n%left = "arith.subi"(%end, %i) : (index, index) -> index\n'
+        f'%m:2 = "ave.hir.plt"(%left) {mask} : (index) -> (vector<64xi1>, index)\n'
+        f'%v = "ave.hir.vload"(%p, %i) <{{pattern = #ave.load_dist<UNPK_B16>}}> : ({ub}, index) -> vector<64xbf16>\n'
+        '%w = "ave.hir.vextf"(%v, %m#0) <{part = #ave.vcvt_part_type<part_even>}> : (vector<64xbf16>, vector<64xi1>) -> vector<64xf32>\n'
+        '%y = "ave.hir.vmuls"(%w, %two, %m#0) : (vector<64xf32>, f32, vector<64xi1>) -> vector<64xf32>\n'
+        f'"ave.hir.masked_store"(%q, %i, %m#0, %y) <{{pattern = #ave.store_dist<NORM_B32>}}> : '
+        f"({f32}, index, vector<64xi1>, vector<64xf32>) -> ()\n"
+        '"scf.yield"() : () -> ()\n}) : (index, index, index) -> ()\n'
+    )
+    called = (
+        f'"func.func"() <{{sym_name = "vf"}}> ({{\n^bb0(%p: {ub}, %q: {f32}):\n{inner}"func.return"() : () -> ()\n}}) '
+        "{hivm.vector_function} : () -> ()\n"
+    )
     body = view("g", "arg0", x) + view("o", "arg1", out) + pointer("u", 0, ub) + pointer("w", 1024, f32)
     body += f'"hivm.hir.load"(%g, %u) : ({memref(x, "gm")}, {ub}) -> ()\n'
     body += f'"func.call"(%u, %w) <{{callee = @vf}}> : ({ub}, {f32}) -> ()\n'
@@ -279,11 +363,27 @@ def test_a_vector_function_of_the_950_runs_on_registers() -> None:
 def test_arguments_that_do_not_fit_are_refused_all_at_once() -> None:
     from anychip.ascend.compile import CompiledKernel
 
-    kernel = CompiledKernel("k", find_target("ascend910b"), "AIV", {"x": "*fp32", "y": "*bf16", "n": "i32", "z": "*i32"}, {}, "", "",
-                            module(function("", ["i32"])), {}, "k.py")
+    kernel = CompiledKernel(
+        "k",
+        find_target("ascend910b"),
+        "AIV",
+        {"x": "*fp32", "y": "*bf16", "n": "i32", "z": "*i32"},
+        {},
+        "",
+        "",
+        module(function("", ["i32"])),
+        {},
+        "k.py",
+    )
     with pytest.raises(InputError) as refused:
         run_kernel(kernel, {"x": torch.zeros(4, 4).T, "y": torch.zeros(3), "n": 1.5, "w": 1}, (1,))
-    for part in ("x is not contiguous", "y has the type float32, the kernel takes bfloat16", "n is 1.5", "missing: z", "signature: w"):
+    for part in (
+        "x is not contiguous",
+        "y has the type float32, the kernel takes bfloat16",
+        "n is 1.5",
+        "missing: z",
+        "signature: w",
+    ):
         assert part in str(refused.value)
     with pytest.raises(InputError, match="grid"):
         run_kernel(kernel, {}, (0,))

@@ -53,8 +53,9 @@ def _emit(builder: Builder, op: Op, code: str, *, inputs: list[str], mask: str |
     results = [builder.define(name, kind) for name, kind in zip(op.results, op.result_types, strict=True)]
     sources = [register(builder, op, name) for name in inputs] + [-1] * (3 - len(inputs))
     from_, to = types or (lane(op, op.result_types[0]),) * 2
+    mask_register = register(builder, op, mask) if mask else -1
     builder.emit("reg_op", builder.instruction(op), enumeration("Reg")[code], *(results + [-1])[:2], *sources,
-                 register(builder, op, mask) if mask else -1, builder.use(scalar) if scalar else -1, from_, to, mode, extra)
+                 mask_register, builder.use(scalar) if scalar else -1, from_, to, mode, extra)
 
 
 def register(builder: Builder, op: Op, name: str) -> int:
@@ -66,10 +67,11 @@ def register(builder: Builder, op: Op, name: str) -> int:
 
 def _split(op: Op) -> tuple[list[str], str | None]:
     """Source vectors, and the mask where the last vector operand is one."""
-    vectors = [(name, kind) for name, kind in zip(op.operands, op.operand_types, strict=True) if kind.startswith("vector")]
-    if len(vectors) > 1 and vectors[-1][1].endswith("xi1>"):
-        return [name for name, _ in vectors[:-1]], vectors[-1][0]
-    return [name for name, _ in vectors], None
+    kinds = dict(zip(op.operands, op.operand_types, strict=True))
+    vectors = [name for name in op.operands if kinds[name].startswith("vector")]
+    if len(vectors) > 1 and kinds[vectors[-1]].endswith("xi1>"):
+        return vectors[:-1], vectors[-1]
+    return vectors, None
 
 
 def _plain(builder: Builder, op: Op, name: str) -> None:
@@ -154,7 +156,8 @@ def _predicates(builder: Builder, op: Op) -> None:
 def _fill(builder: Builder, op: Op) -> None:
     mask = register(builder, op, op.operands[1]) if len(op.operands) > 1 else -1
     out = builder.define(op.results[0], op.result_types[0])
-    builder.emit("reg_fill", builder.instruction(op), out, builder.use(op.operands[0]), lane(op, op.result_types[0]), mask)
+    builder.emit("reg_fill", builder.instruction(op), out, builder.use(op.operands[0]), lane(op, op.result_types[0]),
+                 mask)
 
 
 def lane_bytes(op: Op) -> int:

@@ -87,7 +87,8 @@ class Builder:
 
     def define(self, name: str, kind: str) -> int:
         """Give a value a register that suits its type."""
-        register = self.view() if kind.startswith("memref") else self.vector() if kind.startswith("vector") else self.slot()
+        new = self.view if kind.startswith("memref") else self.vector if kind.startswith("vector") else self.slot
+        register = new()
         self.bind(name, kind, register)
         return register
 
