@@ -138,6 +138,20 @@ def test_a_file_without_examples_is_refused(tmp_path):
     assert "there is no file" in check(tmp_path / "missing.py").stderr
 
 
+@needs_compiler
+def test_the_list_says_what_the_last_check_of_the_present_kernel_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("anychip.ascend.cache.cache_folder", lambda: tmp_path)
+
+    def state():
+        rows = json.loads(CliRunner().invoke(build(), ["kernels", "--json"]).stdout)
+        return {row["kernel"]: row["chips"]["ascend910b"] for row in rows}
+
+    assert set(state().values()) == {"not checked"} and len(state()) > 30
+    result = CliRunner().invoke(build(), ["kernels", "check", "--kernel", "rows_take", "--jobs", "0"])
+    assert result.exit_code == 0, result.output
+    assert {kernel for kernel, word in state().items() if word == "pass"} == {"rows_take"}
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec",
