@@ -24,8 +24,8 @@ def open_chip(name: str) -> Chip:
     family, target = given.lower(), path.lower()
     if family == "cpu" and target in ("", "reference"):
         return open_cpu(reference=target == "reference")
-    if family == "cuda" and not target:
-        return open_cuda()
+    if family == "cuda" and target in ("", "reference"):
+        return open_cuda(reference=target == "reference")
     if family == "npu" and target in TARGETS:
         return open_npu(target)
     if family == "virtual" and target:
@@ -44,7 +44,7 @@ def known_names() -> list[str]:
     """Return every name that `open_chip` takes (without precisions)."""
     virtual = sorted({*known_chips(), *chip_aliases()})
     npus = [f"npu:{target}".rstrip(":") for target in TARGETS]
-    return ["cpu", "cpu:reference", "cuda", *npus, *(f"virtual:{name}" for name in virtual)]
+    return ["cpu", "cpu:reference", "cuda", "cuda:reference", *npus, *(f"virtual:{name}" for name in virtual)]
 
 
 def list_chips() -> list[ChipStatus]:

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from ..errors import KernelError
+
 Family = Literal["cuda", "ascend"]
 
 
@@ -52,4 +54,9 @@ class TritonLauncher:
         if 0 in grid:
             return
         options = {"num_warps": warps, "num_stages": stages} if self.family == "cuda" else {}
-        fn[grid](**args, **constants, **options)
+        try:
+            fn[grid](**args, **constants, **options)
+        except Exception as error:
+            if type(error).__name__ not in ("OutOfResources", "CompilationError"):
+                raise
+            raise KernelError(f"kernel {fn.__name__!r} cannot run on this device: {error}") from error

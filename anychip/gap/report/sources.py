@@ -11,7 +11,7 @@ KERNEL, EMULATED = "compiled kernel: ", "emulated: "
 def sources_note(limits: Mapping[str, Any]) -> str:
     """Return sentences on a virtual chip whose ops may be compiled kernels; nothing for any other chip."""
     ops: dict[str, str] = limits.get("ops") or {}
-    if not ops:
+    if not any(source.startswith((KERNEL, EMULATED)) for source in ops.values()):
         return ""
     kernels = {op: source for op, source in ops.items() if source.startswith(KERNEL)}
     others = {op: source.removeprefix(EMULATED) for op, source in ops.items() if op not in kernels}
