@@ -68,8 +68,8 @@ def window_ranges(layout: Layout, positions_T: Tensor, row_of_zero: Tensor, wind
     """Rows of the last `window` tokens up to each token. Position p of sequence s is row `row_of_zero[s] + p`."""
     if layout.num_tokens == 1:  # a decode step: numbers are quicker than tensors of one
         end = layout.ends[0]
-        count = min(end, window)
-        return _one_range(int(row_of_zero) + end - count, count)
+        seen = min(end, window)
+        return _one_range(int(row_of_zero) + end - seen, seen)
     first = (positions_T - (window - 1)).clamp_min(0)
     pairs = sum(_sum_clipped(end, window) - _sum_clipped(start, window)
                 for start, end in zip(layout.starts, layout.ends, strict=True))
@@ -80,8 +80,7 @@ def window_ranges(layout: Layout, positions_T: Tensor, row_of_zero: Tensor, wind
 def visible_ranges(layout: Layout, positions_T: Tensor, row_of_zero: Tensor, ratio: int) -> Ranges:
     """Rows of the compressed entries whose window closed at or before each token: i < floor((t+1)/ratio)."""
     if layout.num_tokens == 1:
-        count = layout.ends[0] // ratio
-        return _one_range(int(row_of_zero), count)
+        return _one_range(int(row_of_zero), layout.ends[0] // ratio)
     pairs = sum(_sum_floor(end, ratio) - _sum_floor(start, ratio)
                 for start, end in zip(layout.starts, layout.ends, strict=True))
     count = (positions_T + 1) // ratio
