@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import torch
 from ..errors import AnychipError, KernelError
 from .compile import compile_kernel
 from .die import KernelTime, Launched, record
-from .rates import Guess, Rates, load_rates
+from .rates import load_rates
+from .sensitivity import Sensitivity, Timed, sensitivities_of, suite_launches
 from .targets import find_target
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -54,18 +55,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """How much the predicted times move when one guess goes from its low to its high end: the median over rows.
-
-    at_low, at_high: predicted time there over predicted time; `none` where no row depends on it.
-    """
-
-    guess: Guess
-    at_low: float
-    at_high: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """All rows; the published rows that no Triton kernel here stands for, with the reason; sensitivities."""
 
@@ -96,8 +85,8 @@ def compare_published(*, names: Sequence[str] = (), sensitivity: bool = True) ->
         if not names or any(name in entry["name"] for name in names):
             row, launched = _fastest(entry, data["sources"])
             rows.append(row)
-            launches.append((launched, bool(entry.get("warm", True))))
-    sensitivities = tuple(_sensitivities(rows, launches)) if sensitivity else ()
+            launches.append(Timed(launched, bool(entry.get("warm", True))))
+    sensitivities = tuple(sensitivities_of(launches, suite_launches())) if sensitivity else ()
     return Comparison(tuple(rows), tuple((entry["name"], entry["why"]) for entry in data["none"]), sensitivities)
 
 
@@ -138,25 +127,6 @@ def _recorded(entry: dict[str, Any], shape: tuple[int, int, int], tiling: tuple[
     return record(compiled, launch.args, launch.grid, numerics=False, budget=BUDGET)
 
 
-def _sensitivities(rows: Sequence[Row], launches: Sequence[tuple[Launched, bool]]) -> Iterator[Sensitivity]:
-    """Each guess of the chips of the rows, largest movement first."""
-    guesses: dict[str, Guess] = {}
-    for launched, _ in launches:
-        guesses |= {guess.key: guess for guess in load_rates(launched.target).guesses()}
-
-    def moved(key: str, value: float) -> float:
-        return statistics.median(
-            launched.time(_changed(load_rates(launched.target), key, value), warm=warm).time_s * 1e6 / row.predicted_us
-            for row, (launched, warm) in zip(rows, launches, strict=True))
-
-    found = [Sensitivity(guess, moved(key, guess.low), moved(key, guess.high)) for key, guess in guesses.items()]
-    yield from sorted(found, key=lambda s: -abs(s.at_high - s.at_low))
-
-
-def _changed(rates: Rates, key: str, value: float) -> Rates:
-    return rates.changed(key, value)
-
-
 def table(comparison: Comparison) -> str:
     """Return the comparison as text."""
     lines = [f"{'published row':36} {'use':5} {'tiling':14} {'published':>11} {'predicted':>11} {'ratio':>6}  bound"]
@@ -171,13 +141,19 @@ def table(comparison: Comparison) -> str:
     if len([row for row in comparison.rows if row.series == "tilings"]) > 1:
         lines.append(f"order of the tilings of one product: {'right' if comparison.ranks_tilings() else 'WRONG'}")
     if comparison.sensitivities:
-        lines += ["", "guesses (no public source): predicted time at both ends of the range, median of all rows"]
-        lines += [f"  {s.guess.key:22} {s.guess.low:8g} .. {s.guess.high:8g}  {s.at_low:6.3f} .. {s.at_high:6.3f}"
-                  for s in comparison.sensitivities]
+        lines += ["", "guesses (no public source): times at both ends of the range over times as they are,",
+                  f"  {'':22} {'range':>20}  {'median of rows':>16}  {'median of suite':>16}  most moved of the suite"]
+        lines += [_sensitivity_line(s) for s in comparison.sensitivities]
     lines += ["", "published, and not compared:"]
     lines += [f"  {name}: {why}" for name, why in comparison.left_out]
     lines += ["", "sources:"] + [f"  {source}" for source in dict.fromkeys(row.source for row in comparison.rows)]
     return "\n".join(lines)
+
+
+def _sensitivity_line(s: Sensitivity) -> str:
+    ends = f"{s.guess.low:8g} .. {s.guess.high:8g}"
+    rows, suite = (f"{low:6.3f} .. {high:6.3f}" for low, high in (s.rows, s.suite))
+    return f"  {s.guess.key:22} {ends:>20}  {rows}  {suite}  {s.most_kernel} {s.most[0]:.2f} .. {s.most[1]:.2f}"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
