@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tomllib
@@ -39,8 +40,8 @@ class Row:
     name: str
     series: str
     target: str
-    shape: tuple[int, int, int]
-    tiling: tuple[int, int, int]
+    shape: tuple[int, ...]
+    tiling: tuple[int, ...]
     use: str
     published_us: float
     predicted_us: float
@@ -63,9 +64,9 @@ class Comparison:
     sensitivities: tuple[Sensitivity, ...]
 
     def median_error(self, series: Sequence[str] | None = None) -> float:
-        """Return the median |ratio - 1| of the rows kept apart, of all series or some."""
-        return statistics.median(abs(row.ratio - 1) for row in self.rows
-                                 if row.use == "check" and (series is None or row.series in series))
+        """Return the median |ratio - 1| of the rows kept apart, of some series (default: all products)."""
+        return statistics.median(abs(row.ratio - 1) for row in self.rows if row.use == "check"
+                                 and (row.series in series if series else row.series != "attention"))
 
     def ranks_tilings(self) -> bool:
         """Return whether the tilings of one product are predicted in their published order."""
@@ -81,7 +82,7 @@ def compare_published(*, names: Sequence[str] = (), sensitivity: bool = True) ->
     """
     data = _data()
     rows, launches = [], []
-    for entry in data["gemm"]:
+    for entry in (*data["gemm"], *data["attention"]):
         if not names or any(name in entry["name"] for name in names):
             row, launched = _fastest(entry, data["sources"])
             rows.append(row)
@@ -92,14 +93,15 @@ def compare_published(*, names: Sequence[str] = (), sensitivity: bool = True) ->
 
 def _fastest(entry: dict[str, Any], sources: dict[str, str]) -> tuple[Row, Launched]:
     """The row of the tiling with the least predicted time; one that does not compile is left out."""
-    m, k, n = entry["shape"]
-    published = entry.get("time_us") or 2.0 * m * k * n / entry["tflops"] / 1e6
+    shape = tuple(entry["shape"])
+    published = entry.get("time_us") or 2.0 * math.prod(shape) / entry["tflops"] / 1e6
     target = find_target(entry["target"])
-    found: list[tuple[KernelTime, Launched, tuple[int, int, int]]] = []
+    found: list[tuple[KernelTime, Launched, tuple[int, ...]]] = []
+    recorded = _product if "form" in entry else _attention
     faults = []
     for tiling in entry["tilings"]:
         try:
-            launched = _recorded(entry, (m, k, n), tuple(tiling))
+            launched = recorded(entry, shape, tuple(tiling))
         except KernelError as error:
             faults.append(f"{tiling}: {error}")
             continue
@@ -107,11 +109,24 @@ def _fastest(entry: dict[str, Any], sources: dict[str, str]) -> tuple[Row, Launc
     if not found:
         raise KernelError(f"{entry['name']}: no tiling compiles: {'; '.join(faults)}")
     time, launched, tiling = min(found, key=lambda f: f[0].time_s)
-    return Row(entry["name"], entry["series"], target.name, (m, k, n), tiling, entry["use"], published,
+    return Row(entry["name"], entry["series"], target.name, shape, tiling, entry["use"], published,
                time.time_s * 1e6, sources[entry["source"]], entry.get("note", ""), time), launched
 
 
-def _recorded(entry: dict[str, Any], shape: tuple[int, int, int], tiling: tuple[int, int, int]) -> Launched:
+def _attention(entry: dict[str, Any], shape: tuple[int, ...], tiling: tuple[int, ...]) -> Launched:
+    from ..kernels.example import Launch, signature
+    from .published_attention import flash_attention
+
+    queries, channels, keys = shape
+    tensors = {name: torch.zeros(rows, channels, dtype=torch.float16)
+               for name, rows in (("q", queries), ("k", keys), ("v", keys), ("out", queries))}
+    constants = {"CHANNELS": channels, "BLOCK_M": tiling[0], "BLOCK_N": tiling[1]}
+    launch = Launch({**tensors, "keys": keys, "scale": channels**-0.5}, (queries // tiling[0],), constants, ("out",))
+    compiled = compile_kernel(flash_attention, signature(launch), constants, entry["target"])
+    return record(compiled, launch.args, launch.grid, numerics=False, budget=BUDGET)
+
+
+def _product(entry: dict[str, Any], shape: tuple[int, ...], tiling: tuple[int, ...]) -> Launched:
     from ..kernels.example import Launch, signature
     from ..kernels.matmul import matmul, plan_product
 
@@ -120,7 +135,7 @@ def _recorded(entry: dict[str, Any], shape: tuple[int, int, int], tiling: tuple[
     a = torch.zeros(1, m, k, dtype=DTYPES[entry["dtype"]])
     b = torch.zeros((1, n, k) if entry["form"] == "nt" else (1, k, n), dtype=DTYPES[entry["dtype"]])
     out = torch.zeros(1, m, n, dtype=DTYPES[entry["out"]])
-    args, constants = plan_product(a, b, out, entry["form"], tiling)
+    args, constants = plan_product(a, b, out, entry["form"], (tiling[0], tiling[1], tiling[2]))
     tiles = -(-m // tiling[0]) * -(-n // tiling[1])
     launch = Launch(args, (min(tiles, target.num_cube), 1), constants, ("out",))
     compiled = compile_kernel(matmul, signature(launch), launch.constants, target)
@@ -135,7 +150,9 @@ def table(comparison: Comparison) -> str:
         lines.append(f"{row.name:36} {row.use:5} {tiling:14} {row.published_us:8.1f} us {row.predicted_us:8.1f} us "
                      f"{row.ratio:6.2f}  {row.time.bound}")
     if any(row.use == "check" for row in comparison.rows):
-        lines += ["", f"median |error| of the rows kept apart: {100 * comparison.median_error():.1f} %"]
+        products = any(row.use == "check" and row.series != "attention" for row in comparison.rows)
+        if products:
+            lines += ["", f"median |error| of the products kept apart: {100 * comparison.median_error():.1f} %"]
         for series in dict.fromkeys(row.series for row in comparison.rows if row.use == "check"):
             lines.append(f"  {series}: {100 * comparison.median_error([series]):.1f} %")
     if len([row for row in comparison.rows if row.series == "tilings"]) > 1:
