@@ -54,8 +54,10 @@ def main() -> None:
     ratio = {key: math.exp(statistics.mean(math.log(r["prototype_s"] / r[key]) for r in results))
              for key in ("checked_s", "recorded_s", "plain_s")}
     if asked.record:
-        append([row("virtual_ascend", f"times faster than the prototype, {key.removesuffix('_s')}",
-                    [r["prototype_s"] / r[key] for r in results], "x", f"{len(results)} kernels") for key in ratio])
+        command = f"python -m benchmarks.virtual_ascend FOLDER --rounds {asked.rounds} --record"
+        append([{**row("virtual_ascend", f"times faster than the prototype, {key.removesuffix('_s')}",
+                        [r["prototype_s"] / r[key] for r in results], "x", f"{len(results)} kernels"),
+                 "command": command} for key in ratio])
     print(json.dumps({"kernels": len(results), "right": sum(r["right"] for r in results),
                       "geometric_mean": ratio, "limit": LIMIT, "held": ratio["checked_s"] >= LIMIT}))
 

@@ -113,21 +113,38 @@ template <class T> void accumulate(TileOp& op, const MatmulShape& s) {
     }
 }
 
-float read_l0c(const Operand& tile, int64_t at) {
-  return tile.type() == Type::i32 ? float(reinterpret_cast<const int32_t*>(tile.data)[at]) : reinterpret_cast<const float*>(tile.data)[at];
+// `n` elements of a row of L0C, scaled (and cut at 0), to `n` elements of the destination `step` apart.
+template <class D> void convert_row(const float* in, D* out, int64_t n, int64_t step, float scale, bool relu) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float x = in[i] * scale;
+    out[i * step] = narrow<D>(relu && x < 0 ? 0.0f : x);
+  }
 }
 
-void write_out(TileOp& op, const Operand& out, int64_t at, float x, int64_t whole) {
+void write_row(TileOp& op, const Operand& in, int64_t from, const Operand& out, int64_t to, int64_t n, int64_t step) {
+  const float scale = op.inputs > 1 ? float(op.in(1).value.f) : 1.0f;
+  const bool relu = op.attribute[0];
+  float row[64];
+  const float* real = reinterpret_cast<const float*>(in.data) + from;
+  const int32_t* whole = reinterpret_cast<const int32_t*>(in.data) + from;
+  if (in.type() == Type::i32 && out.type() == Type::i32) {
+    for (int64_t i = 0; i < n; ++i) reinterpret_cast<int32_t*>(out.data)[to + i * step] = relu && whole[i] < 0 ? 0 : whole[i];
+    return;
+  }
+  if (in.type() == Type::i32) {
+    for (int64_t i = 0; i < n; ++i) row[i] = float(whole[i]);
+    real = row;
+  }
   switch (out.type()) {
-    case Type::f32: reinterpret_cast<float*>(out.data)[at] = x; break;
-    case Type::f16: reinterpret_cast<Half*>(out.data)[at] = to_half(x); break;
-    case Type::bf16: reinterpret_cast<Brain*>(out.data)[at] = to_brain(x); break;
-    case Type::i32: reinterpret_cast<int32_t*>(out.data)[at] = int32_t(whole); break;
-    case Type::i8: {
-      const float held = std::nearbyint(x);
-      reinterpret_cast<int8_t*>(out.data)[at] = int8_t(held < -128 ? -128 : held > 127 ? 127 : held);
-      break;
-    }
+    case Type::f32: return convert_row(real, reinterpret_cast<float*>(out.data) + to, n, step, scale, relu);
+    case Type::f16: return convert_row(real, reinterpret_cast<Half*>(out.data) + to, n, step, scale, relu);
+    case Type::bf16: return convert_row(real, reinterpret_cast<Brain*>(out.data) + to, n, step, scale, relu);
+    case Type::i8:
+      for (int64_t i = 0; i < n; ++i) {
+        const float x = std::nearbyint(relu && real[i] < 0 ? 0.0f : real[i] * scale);
+        reinterpret_cast<int8_t*>(out.data)[to + i * step] = int8_t(x < -128 ? -128 : x > 127 ? 127 : x);
+      }
+      return;
     default: op.fail("the fixpipe does not write this element type");
   }
 }
@@ -143,22 +160,17 @@ void matmul(TileOp& op, const MatmulShape& shape) {
 void run_fixpipe(TileOp& op) {
   const Operand &in = op.in(), &out = op.out();
   const Nz z(op, in);
-  const bool relu = op.attribute[0], whole = in.type() == Type::i32;
-  const float scale = op.inputs > 1 ? float(op.in(1).value.f) : 1.0f;
   const View& v = out.view;
   const bool blocked = v.rank == 4;
   const int64_t rows = blocked ? v.size[1] * v.size[2] : v.size[v.rank - 2], columns = blocked ? v.size[0] * v.size[3] : v.size[v.rank - 1];
   if (rows > z.rows() || columns > z.columns()) op.fail("the fixpipe's destination is larger than its L0C tile");
+  const int64_t width = std::min<int64_t>(blocked ? std::min(z.c0, v.size[3]) : z.c0, 64);  // of one run in both layouts
+  if (in.view.stride[3] != 1) op.fail("an L0C tile whose innermost dimension is not contiguous");
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) {
-      const int64_t from = z.at(r, c);
+    for (int64_t c = 0; c < columns; c += width) {
       const int64_t to = blocked ? c / v.size[3] * v.stride[0] + r / v.size[2] * v.stride[1] + r % v.size[2] * v.stride[2] + c % v.size[3] * v.stride[3]
                                  : r * v.stride[v.rank - 2] + c * v.stride[v.rank - 1];
-      float x = read_l0c(in, from) * scale;
-      if (relu && x < 0) x = 0;
-      int64_t n = whole ? reinterpret_cast<const int32_t*>(in.data)[from] : 0;
-      if (relu && n < 0) n = 0;
-      write_out(op, out, to, x, n);
+      write_row(op, in, z.at(r, c), out, to, std::min(width, columns - c), v.stride[v.rank - 1]);
     }
 }
 

@@ -33,7 +33,8 @@ void Machine::prepare(const std::vector<Value>& arguments) {
   }
   for (int core = 0; core < kCores; ++core)
     for (int space = 1; space < 6; ++space) {
-      const int64_t bytes = has[core] ? chip_.bytes[space] : 0;
+      const bool own_space = (Space(space) == Space::ub) == (core > 0);  // UB is a vector core's, the rest the cube core's
+      const int64_t bytes = has[core] && own_space ? chip_.bytes[space] : 0;
       add(Space(space), core, -1, bytes ? own(bytes) : nullptr, bytes);
     }
   cores_.clear();
