@@ -1,8 +1,11 @@
 """Levels run alone, and gates fail a comparison by name."""
 
 import functools
+import json
 from dataclasses import replace
+from importlib import resources
 
+import jsonschema
 import pytest
 from gap_report_cases import broken, comparison
 
@@ -35,6 +38,12 @@ def alone(level: str) -> Comparison:
 def test_each_level_runs_and_is_reported_alone(level: str) -> None:
     found = alone(level)
     assert found.levels == [level] and render(found) and to_json(found)["levels"] == [level]
+
+
+def test_the_json_report_keeps_to_its_published_schema() -> None:
+    schema = json.loads((resources.files("anychip.gap.report") / "schema.json").read_text())
+    for case in (comparison(), broken(), alone("quality"), alone("op")):
+        jsonschema.validate(to_json(case), schema)
 
 
 def test_bundles_without_a_common_level_are_refused() -> None:

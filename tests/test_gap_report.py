@@ -130,7 +130,7 @@ def test_bar_beyond_the_format_is_hatched_and_one_within_is_not():
 def test_json_is_strict_and_holds_every_quantity(name):
     case = CASES[name]()
     document = json.loads(json.dumps(to_json(case), allow_nan=False))
-    assert document["schema"] == "anychip-gap-report/1"
+    assert document["schema"] == "anychip-gap-report/2"
     found = [q for table in ("ops", "layers", "model", "training", "speed", "memory") for row in document[table]
              for q in (row["a"], row["b"], row["gap"]) if q]
     assert [(q["unit"], q["kind"]) for q in found] == [(q.unit, q.kind.value) for q in quantities(case)]

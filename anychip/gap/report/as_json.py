@@ -14,7 +14,7 @@ from ..row import Row
 from .verdict import Verdict, headline, verdicts
 from .words import coarser_format, command
 
-SCHEMA = "anychip-gap-report/1"
+SCHEMA = "anychip-gap-report/2"  # schema.json beside this file
 TABLES = ("ops", "layers", "model", "noise", "training", "speed", "memory")
 
 
