@@ -26,3 +26,9 @@ def add_all(x, y, BLOCK: tl.constexpr):
 def partial_sum(x, y, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(y, tl.sum(tl.load(x + i, mask=i < n), 0))
+
+
+@triton.jit
+def exchange(x, y, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.atomic_xchg(y + i, tl.load(x + tl.program_id(0) * BLOCK + i))

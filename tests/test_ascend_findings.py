@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton", reason="needs the extra 'ascend'")
 pytest.importorskip("ascendnpuir", reason="needs the extra 'ascend'")
 
-from finding_cases import add_all, copy_rows, partial_sum, share_a_row
+from finding_cases import add_all, copy_rows, exchange, partial_sum, share_a_row
 
 from anychip.ascend import CompiledKernel, compile_kernel
 from anychip.ascend.run import Run, run_kernel
@@ -51,6 +51,13 @@ def test_atomic_adds_of_several_programs_do_not_race() -> None:
     kernel = compiled(add_all, {"x": "*fp32", "y": "*fp32"}, BLOCK=64)
     args = {"x": torch.ones(256), "y": torch.zeros(64)}
     assert run_kernel(kernel, args, (4,)).findings == () and torch.equal(args["y"], torch.full((64,), 4.0))
+
+
+def test_what_the_compiler_does_under_a_lock_does_not_race() -> None:
+    kernel = compiled(exchange, {"x": "*i32", "y": "*i32"}, BLOCK=64)
+    assert "sync_block_lock" in kernel.hivm
+    args = {"x": torch.arange(256, dtype=torch.int32), "y": torch.zeros(64, dtype=torch.int32)}
+    assert run_kernel(kernel, args, (4,)).findings == ()
 
 
 def without(kernel: CompiledKernel, op: str) -> CompiledKernel:

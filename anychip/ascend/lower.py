@@ -107,7 +107,8 @@ class _Function:
         elif name in _IDENTITIES:
             self.builder.emit(_IDENTITIES[name], self.builder.define(op.results[0], op.result_types[0]))
         elif name in lower_tile.NOTHING:
-            pass
+            if name.startswith("hivm.hir.sync_block_"):  # blocks run one after another here: the lock is always free
+                self.builder.in_lock = name.endswith("_lock")
         elif name.startswith("hivm.hir."):
             lower_tile.tile(self.builder, op)
         elif name.startswith("ave.hir."):

@@ -52,6 +52,7 @@ class Program:
     code: list[int] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
+    locked: list[int] = field(default_factory=list)  # instructions that one block at a time executes
     workspace_bytes: int = 0
     num_arguments: int = 0  # of the user
 
@@ -67,6 +68,7 @@ class Builder:
         self.known: dict[int, int] = {}  # constant registers of integers
         self.types: dict[str, str] = {}
         self.vectors: set[str] = set()  # values that lie in vector registers
+        self.in_lock = False
         self._constants: dict[int, int] = {}
         program.functions.append(self.function)
 
@@ -143,7 +145,10 @@ class Builder:
         """Number of a new instruction of the program that came from `op`."""
         name = op.name.removeprefix("hivm.hir.")
         self.program.instructions.append(Instruction(name, op.location, self.function.name))
-        return len(self.program.instructions) - 1
+        at = len(self.program.instructions) - 1
+        if self.in_lock:
+            self.program.locked.append(at)
+        return at
 
     def tile(self, op: Op, name: str, operands: tuple[list[str], list[str], list[str]], attributes: list[int]) -> None:
         """Append a tile op. operands: names of inputs, outputs, scratch buffers. Raises NotSupported."""

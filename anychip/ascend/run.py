@@ -89,6 +89,7 @@ def _checked(program: Program, launch: Launch, vector_in_order: bool) -> tuple[R
     """Run with the race checker; its findings join the machine's."""
     lib = _checker()
     checker = lib.checker_new(int(vector_in_order))
+    lib.checker_lock(checker, (ctypes.c_int32 * len(program.locked))(*program.locked), len(program.locked))
     try:
         observers, before = (*launch.observers, lib.checker_observer(checker)), Before.of(launch)
         raw = run_program(program, replace(launch, observers=observers))
@@ -119,6 +120,7 @@ def _checker() -> ctypes.CDLL:
     lib = library()
     handle = ctypes.c_void_p
     for name, result, arguments in (("checker_new", handle, [ctypes.c_int32]), ("checker_free", None, [handle]),
+                                    ("checker_lock", None, [handle, handle, ctypes.c_int64]),
                                     ("checker_observer", handle, [handle]),
                                     ("checker_findings", ctypes.c_int64, [handle, ctypes.c_int32, handle])):
         function = getattr(lib, name)

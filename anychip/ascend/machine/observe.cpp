@@ -71,6 +71,9 @@ int64_t cache_sector_bytes() { return Recorder::kSector; }
 
 // vector_in_order: 1 for the 950.
 void* checker_new(int32_t vector_in_order) { return new Checker(vector_in_order != 0); }
+void checker_lock(void* checker, const int32_t* instructions, int64_t count) {
+  static_cast<Checker*>(checker)->races.lock(instructions, count);
+}
 void checker_free(void* checker) { delete static_cast<Checker*>(checker); }
 Observer* checker_observer(void* checker) { return &static_cast<Checker*>(checker)->races; }
 

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "order.h"
@@ -45,6 +46,9 @@ class Races : public Observer {
     }
   }
 
+  // Instructions that one block at a time executes, under a lock: they do not race with each other.
+  void lock(const int32_t* instructions, int64_t count) { locked_.insert(instructions, instructions + count); }
+
   // Reads of bytes that nothing has written, by instructions whose result may not depend on them.
   const Findings& suspects() const { return suspects_; }
 
@@ -60,7 +64,7 @@ class Races : public Observer {
     const Stamp stamp = order_.issue(step);
     const int me = agent(step.core, step.pipe);
     issued_.resize(stamp + 1);
-    issued_[stamp] = {step.instruction, step.core, step.pipe, step.atomic};
+    issued_[stamp] = {step.instruction, step.core, step.pipe, step.atomic || locked_.count(step.instruction) > 0};
     for (int i = 0; i < step.accesses; ++i) check(step, step.access[i], me);
     for (int i = 0; i < step.accesses; ++i) record(step, step.access[i], me, stamp);
   }
@@ -92,7 +96,7 @@ class Races : public Observer {
       if (access.write) written_[access.buffer]->record(access);
     } else if (many_blocks_ && buffers_[access.buffer].argument >= 0) {  // each block has a workspace of its own
       const Stamp other = between_[access.buffer].visit(access, shadows_[access.buffer], stamp, order_.base(),
-                                                        step.atomic, [&](Stamp s) { return issued_[s].atomic; });
+                                                        issued_[stamp].atomic, [&](Stamp s) { return issued_[s].atomic; });
       if (other) report(FindingKind::block_race, step, access, other, std::max<int64_t>(access.low(), 0));
     }
   }
@@ -118,6 +122,7 @@ class Races : public Observer {
   std::vector<BlockShadow> between_;
   std::vector<std::unique_ptr<Written>> written_;
   std::vector<Issued> issued_{1};  // what the instruction of each number was
+  std::unordered_set<int32_t> locked_;
   bool many_blocks_ = false;
   int64_t block_ = 0;
 };

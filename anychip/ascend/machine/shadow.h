@@ -155,7 +155,7 @@ class BlockShadow {
         for (int64_t u = low; u < high; ++u) reader_[u] = reader_[u] ? reader_[u] : stamp;
         return;
       }
-      if (reader_ && !found) found = earlier(reader_.get(), low, high, base, [](Stamp) { return false; });
+      if (reader_ && !found) found = earlier(reader_.get(), low, high, base, [&](Stamp r) { return atomic && combines(r); });
       std::fill(writer_.get() + low, writer_.get() + high, stamp);
     });
     return found;
