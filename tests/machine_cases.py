@@ -58,7 +58,8 @@ def view(name: str, source: str, tensor: Tensor) -> str:
 def pointer(name: str, address: int, kind: str) -> str:
     return (
         f'%{name}_at = "arith.constant"() <{{value = {address} : i64}}> : () -> i64\n'
-        f'%{name} = "hivm.hir.pointer_cast"(%{name}_at) <{{operandSegmentSizes = array<i32: 1, 0>}}> : (i64) -> {kind}\n'
+        f'%{name} = "hivm.hir.pointer_cast"(%{name}_at) <{{operandSegmentSizes = array<i32: 1, 0>}}> : '
+        f'(i64) -> {kind}\n'
     )
 
 

@@ -153,7 +153,8 @@ def test_comparisons_pack_bits_that_select_reads(mode: str) -> None:
         body += view(f"g{name}", f"arg{argument}", tensor)
         body += f'"hivm.hir.load"(%g{name}, %{name}) : ({memref(tensor, "gm")}, {kind}) -> ()\n'
     body += (
-        f'"hivm.hir.vcmp"(%x, %y, %m) <{{compare_mode = #hivm.compare_mode<{mode}>, operandSegmentSizes = array<i32: 2, 1>'
+        f'"hivm.hir.vcmp"(%x, %y, %m) <{{compare_mode = #hivm.compare_mode<{mode}>, operandSegmentSizes '
+        f'= array<i32: 2, 1>'
         f"}}> : ({kind}, {kind}, memref<100xi1, #hivm.address_space<ub>>) -> ()\n"
         '"hivm.hir.vsel"(%m, %yes, %no, %o) <{operandSegmentSizes = array<i32: 3, 1, 0>}> : '
         f"(memref<100xi1, #hivm.address_space<ub>>, f32, f32, {memref(out, 'ub')}) -> ()\n"
@@ -232,8 +233,10 @@ def matmul(a: Tensor, b: Tensor, out: Tensor, transpose: bool, rounds: int = 1) 
     for turn in range(rounds):
         body += f'%first{turn} = "arith.constant"() <{{value = {"true" if turn == 0 else "false"}}}> : () -> i1\n'
         body += (
-            f'"hivm.hir.mmadL1"(%a, %b, %first{turn}, %m, %k, %n, %c{", %none" * 7}) <{{{"b_transpose, " if transpose else ""}'
-            f"operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1, 7, 0, 0>}}> : ({at_a}, {at_b}, i1, index, index, index, "
+            f'"hivm.hir.mmadL1"(%a, %b, %first{turn}, %m, %k, %n, %c{", %none" * 7}) '
+            f'<{{{"b_transpose, " if transpose else ""}'
+            f"operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1, 7, 0, 0>}}> : ({at_a}, {at_b}, i1, "
+            f"index, index, index, "
             f"{at_c}{', i64' * 7}) -> ()\n"
         )
     body += view("go", "arg2", out) + (
@@ -341,7 +344,8 @@ def test_a_vector_function_of_the_950_runs_on_registers() -> None:
         + '"scf.for"(%z, %end, %step) ({\n^bb0(%i: index):\n%left = "arith.subi"(%end, %i) : (index, index) -> index\n'
         f'%m:2 = "ave.hir.plt"(%left) {mask} : (index) -> (vector<64xi1>, index)\n'
         f'%v = "ave.hir.vload"(%p, %i) <{{pattern = #ave.load_dist<UNPK_B16>}}> : ({ub}, index) -> vector<64xbf16>\n'
-        '%w = "ave.hir.vextf"(%v, %m#0) <{part = #ave.vcvt_part_type<part_even>}> : (vector<64xbf16>, vector<64xi1>) -> vector<64xf32>\n'
+        '%w = "ave.hir.vextf"(%v, %m#0) <{part = #ave.vcvt_part_type<part_even>}> : (vector<64xbf16>, '
+        'vector<64xi1>) -> vector<64xf32>\n'
         '%y = "ave.hir.vmuls"(%w, %two, %m#0) : (vector<64xf32>, f32, vector<64xi1>) -> vector<64xf32>\n'
         f'"ave.hir.masked_store"(%q, %i, %m#0, %y) <{{pattern = #ave.store_dist<NORM_B32>}}> : '
         f"({f32}, index, vector<64xi1>, vector<64xf32>) -> ()\n"

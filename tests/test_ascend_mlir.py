@@ -30,7 +30,8 @@ def test_an_op_is_read_with_results_operands_attributes_and_types() -> None:
 
 def test_regions_nest_and_keep_their_arguments() -> None:
     text = (
-        '"builtin.module"() ({\n"scf.for"(%a, %b, %c) ({\n^bb0(%i: index loc("x.py":1:2), %v: f32):\n"y.z"(%i) : (index) -> ()'
+        '"builtin.module"() ({\n"scf.for"(%a, %b, %c) ({\n^bb0(%i: index loc("x.py":1:2), %v: '
+        'f32):\n"y.z"(%i) : (index) -> ()'
         "\n}, {\n}) : (index, index, index) -> ()\n}) : () -> ()\n"
     )
     loop = parse(text).top.regions[0].ops[0]
@@ -41,7 +42,8 @@ def test_regions_nest_and_keep_their_arguments() -> None:
 def test_a_location_leads_to_the_source_line_through_aliases_and_calls() -> None:
     text = (
         '#loc1 = loc("kernel.py":12:5)\n"builtin.module"() ({\n"a.a"() : () -> () loc(#loc2)\n'
-        '"a.b"() : () -> () loc(unknown)\n}) : () -> () loc(#loc)\n#loc = loc(unknown)\n#loc2 = loc(callsite(#loc1 at #loc))\n'
+        '"a.b"() : () -> () loc(unknown)\n}) : () -> () loc(#loc)\n#loc = loc(unknown)\n#loc2 = '
+        'loc(callsite(#loc1 at #loc))\n'
     )
     first, second = parse(text).top.regions[0].ops
     assert first.location == Location("kernel.py", 12) and second.location == Location()
@@ -85,7 +87,8 @@ def test_affine_expressions_follow_mlirs_rules(expression: str, wanted: int) -> 
         + '%a = "memref.load"(%arg1, %zero) : (memref<?xi64, #hivm.address_space<gm>>, index) -> i64\n'
         '%s0 = "arith.index_cast"(%a) : (i64) -> index\n'
         + constant("s1", 9, "index")
-        + f'%r = "affine.apply"(%s0, %s1) <{{map = affine_map<()[s0, s1] -> ({expression})>}}> : (index, index) -> index\n'
+        + f'%r = "affine.apply"(%s0, %s1) <{{map = affine_map<()[s0, s1] -> ({expression})>}}> : (index, '
+        f'index) -> index\n'
         '%c = "arith.index_cast"(%r) : (index) -> i64\n'
         '"memref.store"(%c, %arg0, %zero) : (i64, memref<?xi64, #hivm.address_space<gm>>, index) -> ()'
     )
