@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -391,3 +392,23 @@ def test_arguments_that_do_not_fit_are_refused_all_at_once() -> None:
         assert part in str(refused.value)
     with pytest.raises(InputError, match="grid"):
         run_kernel(kernel, {}, (0,))
+
+
+@pytest.mark.parametrize("target", ["ascend910b", "ascend910c", "ascend950"])
+def test_compiled_kernels_give_pytorchs_results_with_no_finding(target: str) -> None:
+    pytest.importorskip("ascendnpuir", reason="needs pip install 'anychip[ascend]'")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("Triton's interpreter does not compile")
+    from ascend_cases import double, product
+
+    from anychip.ascend.compile import compile_kernel
+
+    x, y = normal(200), torch.zeros(200)
+    signature = {"x": "*fp32", "y": "*fp32", "n": "i32"}
+    found = run_kernel(compile_kernel(double, signature, {"BLOCK": 64}, target), {"x": x, "y": y, "n": 200}, (4,))
+    exact(y, x * 2)
+    a, b, c = normal(32, 64, dtype=F16), normal(64, 48, dtype=F16, seed=1), torch.zeros(32, 48)
+    kernel = compile_kernel(product, {"a": "*fp16", "b": "*fp16", "c": "*fp32"}, {"M": 32, "N": 48, "K": 64}, target)
+    again = run_kernel(kernel, {"a": a, "b": b, "c": c}, (1,))
+    torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-4, atol=1e-3)
+    assert not found.findings and not again.findings
