@@ -1,4 +1,4 @@
-"""A launcher that runs a few programs of each kernel on the virtual chip, times the launch, and computes nothing else."""
+"""A launcher that runs a few programs of each kernel on the virtual chip to time the launch; it computes nothing."""
 
 from __future__ import annotations
 

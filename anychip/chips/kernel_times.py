@@ -121,7 +121,7 @@ class KernelTimes:
 def _sources() -> list[str]:
     """Every file that decides a time: kernels, machine, clock, rates."""
     root = Path(__file__).parent.parent
-    files = sorted([*root.glob("kernels/*.py"), *root.glob("ascend/**/*.*"), *Path(__file__).parent.glob("kernel_*.py")])
+    files = sorted([*root.glob("kernels/*.py"), *root.glob("ascend/**/*.*"), *root.glob("chips/kernel_*.py")])
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files
             if path.suffix in (".py", ".h", ".cpp", ".toml")]
 

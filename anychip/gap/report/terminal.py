@@ -173,11 +173,11 @@ def _costliest(comparison: Comparison, console: Console) -> None:
 
 
 def _costliest_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _table("op", "shape", "calls", "time", "share", "by")
+    table = _table("op", "shape", "calls", "time", "share")
     for row in rows:
         table.add_row(Text(visible(row["op"])), Text(visible(row["shape"]), "dim"), Text(number(row["calls"])),
                       _cell(seconds(row["time_s"], Kind.SIMULATED)),
-                      _cell(Quantity(100 * row["share"], "%", Kind.SIMULATED)), Text(row.get("source", "roofline"), "dim"))
+                      _cell(Quantity(100 * row["share"], "%", Kind.SIMULATED)))
     table.columns[1].justify, table.columns[1].no_wrap = "left", True
     return table
 
