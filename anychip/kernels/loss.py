@@ -104,8 +104,10 @@ def cross_entropy_backward(logits, target, lse, dloss, tokens, V: tl.constexpr, 
         scale = tl.where(wanted >= 0, tl.load(dloss + token), 0.0)
         for k in range(0, V, BLOCK):
             x = tl.load(logits + token * V + k + c, mask=c < V - k, other=0.0).to(tl.float32)
-            p = tl.exp(x - whole)
-            p = tl.where(c == wanted - k, p - 1.0, p) * scale
+            # 1 at the target and 0 elsewhere without a comparison: the 950's compiler turns `where(c == label)` into
+            # a copy of one element whose place it does not check against the tile
+            hit = tl.maximum(1 - tl.abs(c - (wanted - k).to(tl.int32)), 0).to(tl.float32)
+            p = (tl.exp(x - whole) - hit) * scale
             tl.store(logits + token * V + k + c, p.to(logits.dtype.element_ty), mask=c < V - k)
 
 
