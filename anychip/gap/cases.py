@@ -106,7 +106,7 @@ def _compressor(draw: _Draw) -> list[Case]:
     gate = draw.outliers(37, 32, size=12.0)
     return [
         Case("compress", "overlap, two samples", (draw.normal(37, 32), gate, draw.normal(4, 32), first, previous)),
-        Case("compress", "no overlap", (draw.normal(37, 32), gate, draw.normal(16, 32), first[:4], None)),
+        Case("compress", "no overlap", (draw.normal(37, 32), gate, draw.normal(16, 32), first[:4:3], None)),
     ]
 
 
