@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import card, chips, convert, doctor, gap, generate, kernels, train
+from . import card, chips, conform, convert, doctor, gap, generate, kernels, train
 from .terminal import Commands, show_version
 
 
@@ -17,6 +17,7 @@ def build() -> typer.Typer:
     app.callback()(_options)
     app.command("chips")(chips.chips)
     app.command("gap")(gap.gap)
+    app.command("conform")(conform.conform)
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
     app.command("convert")(convert.convert)

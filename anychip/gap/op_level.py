@@ -8,6 +8,7 @@ more than the format's rounding: near ties may go either way.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,17 +33,20 @@ _TIE = 1e-5  # scores that differ by less, against the largest, are a tie in fp3
 _NO_GRADIENT = frozenset({"cos_TR", "sin_TR", "bias_E"})  # tables and what only steers a choice
 
 
-def record_op_level(chip: Chip, seed: int) -> list[dict[str, Any]]:
+def record_op_level(chip: Chip, seed: int, ops: Collection[str] | None = None, *,
+                    backward: bool = True) -> list[dict[str, Any]]:
     """Return one row a case and direction: op, case, direction, the output or gradient that is worst, its relative rms
     error, and `floor`: what rounding the case's inputs to the chip's storage format does to that very figure.
 
     The floor is the case's condition, measured in float64 on inputs moved by half a unit in the last place at random:
-    the largest of a few draws.
+    the largest of a few draws. `ops`: those to judge; None: all.
     """
     rows, judge = [], _Judge(chip.ops(), chip.device, ROUNDOFF[chip.precision])
     for case in op_cases(seed):
+        if ops is not None and case.op not in ops:
+            continue
         rows.append(judge.forward(case))
-        if case.op != "index_topk":
+        if backward and case.op != "index_topk":
             rows.append(judge.backward(case))
     return rows
 

@@ -1,0 +1,1 @@
+"""Conformance: does an implementation of DeepSeek-V4 give the reference's log-probabilities; if not, which part fails?"""

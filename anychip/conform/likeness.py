@@ -1,0 +1,80 @@
+"""Which known bug a failure resembles: every planted fault's own departure, compared with the one that was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..faults import PARTS, Fault, list_faults
+from ..ops import Ops
+from .cases import Case, picked, run
+from .judge import Seen
+from .weights import WeightSet
+
+SAME, ALIKE = 0.1, 0.6  # what a fault leaves of the departure: at most this share, and it explains it, or part of it
+_CASES = 4  # failed cases that faults are run on, the shortest of each part
+_INVISIBLE = 1e-5  # nats: a fault that moves less in these cases explains nothing in them
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """A planted fault and what it leaves unexplained: the share of the departure (0: it is the very same)."""
+
+    fault: str
+    part: str
+    text: str
+    resembles: str
+    left: float
+
+    def __str__(self) -> str:
+        known = f" (known: {self.resembles})" if self.resembles else ""
+        word = "looks like" if self.left <= SAME else "resembles"
+        where = PARTS.get(self.part, f"op {self.part}")
+        return f"{word} fault `{self.fault}` ({where}): {self.text}{known}; {100 * (1 - self.left):.0f} % explained"
+
+
+def likeness(chosen: WeightSet, failed: Sequence[tuple[Case, Seen]],
+             tell: Callable[[str], None] = lambda fault: None) -> list[Likeness]:
+    """Return the planted faults that explain a failure, best first: none where no known fault is like it.
+
+    Each fault is planted in the reference and run on some of the failed cases; what remains of the seen departure
+    (root of the mean square, in nats) after the fault's own is its `left`.
+    """
+    cases = _chosen(failed)
+    if not cases:
+        return []
+    seen = torch.cat([_flat(case, one.logprobs, one.known) for case, one in cases])
+    departure = _rms(seen)
+    found = []
+    for fault in list_faults():
+        tell(fault.name)
+        made = torch.cat([_flat(case, _run(chosen, fault, case), one.known) for case, one in cases])
+        if _rms(made) > _INVISIBLE and (left := _rms(seen - made) / departure) <= ALIKE:
+            found.append(Likeness(fault.name, fault.part, fault.text, fault.resembles, left))
+    return sorted(found, key=lambda one: one.left)
+
+
+def _run(chosen: WeightSet, fault: Fault, case: Case) -> Tensor:
+    model = chosen.model(fault.ops(Ops()))
+    fault.prepare(model)
+    return picked(run(model, case.kind, case.pieces), case)
+
+
+def _chosen(failed: Sequence[tuple[Case, Seen]]) -> list[tuple[Case, Seen]]:
+    """The shortest failed case of each part that is finite: long ones only where no other failed."""
+    best: dict[str, tuple[Case, Seen]] = {}
+    for case, seen in sorted(failed, key=lambda pair: len(pair[0].tokens)):
+        if torch.isfinite(seen.logprobs[seen.known]).all():
+            best.setdefault(case.part, (case, seen))
+    return list(best.values())[:_CASES]
+
+
+def _flat(case: Case, logprobs: Tensor, known: Tensor) -> Tensor:
+    return (logprobs - case.logprobs)[known]
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())

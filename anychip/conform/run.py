@@ -1,0 +1,90 @@
+"""Judging one implementation: the suite's cases, its ops on hard inputs, and the known bugs that failures resemble."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import BundleError
+from . import peer
+from .cases import Suite, shipped
+from .judge import Outcome, Tested, judge
+from .likeness import likeness
+from .logits import Functions, functions_of, open_file, ops_of
+from .report import Report, as_words
+from .rounding import roundings
+from .user_ops import judge_ops
+from .weights import WeightSet, export, weight_set
+
+Tell = Callable[[str], None]
+_ROUNDED = "text of 320"  # the case that roundings are traced on
+
+
+def judge_file(path: Path, sets: Sequence[str], dtype: str, naming: str, tell: Tell) -> Report:
+    """Judge a Python file's model functions on the sets and its ops on hard inputs.
+
+    Where the file defines `load(folder)`, it is called with each set's exported weights (in `naming`) before them.
+    """
+    module, report = open_file(path), Report(str(path), dtype, [])
+    if ops_of(module):
+        tell("ops on hard inputs")
+        rows, words = judge_ops(path, ops_of(module), dtype)
+        report.rows.extend(rows)
+        report.likely.update({"ops": words} if words else {})
+    if functions_of(module):
+        for name in sets:
+            chosen, suite = _opened(name)
+            _judge_set(report, (chosen, suite), _loaded(module, chosen, naming), tell)
+    return report
+
+
+def judge_transformers(sets: Sequence[str], dtype: str, tell: Tell) -> Report:
+    """Judge the installed transformers' V4; in bf16, say also where it rounds. Raises NotSupported without it."""
+    report = Report(f"transformers {peer.version()}", dtype, [])
+    for name in sets:
+        chosen, suite = _opened(name)
+        with peer.opened(chosen, dtype) as model:
+            _judge_set(report, (chosen, suite), peer.functions(model), tell)
+        if dtype == peer.ROUNDS:
+            tell("where it rounds")
+            case = next(case for case in suite.cases if case.name == _ROUNDED)
+            report.roundings[name] = roundings(chosen, case)
+    return report
+
+
+def judge_tested(label: str, tested: Tested, name: str, dtype: str, tell: Tell) -> Report:
+    """Judge any implementation that runs one weight set."""
+    report = Report(label, dtype, [])
+    _judge_set(report, _opened(name), tested, tell)
+    return report
+
+
+def _judge_set(report: Report, pair: tuple[WeightSet, Suite], tested: Tested, tell: Tell) -> None:
+    chosen, suite = pair
+    outcome: Outcome = judge(tested, suite, report.dtype, lambda case: tell(f"{chosen.name}: {case}"))
+    report.rows.extend(outcome.rows)
+    if outcome.failed:
+        found = likeness(chosen, outcome.failed, lambda fault: tell(f"{chosen.name}: is it {fault}?"))
+        report.likely[chosen.name] = as_words(found)
+
+
+def _opened(name: str) -> tuple[WeightSet, Suite]:
+    """Return a set and its golden vectors. Raises BundleError where they do not belong together."""
+    chosen, suite = weight_set(name), shipped(name)
+    if chosen.digest != suite.digest:
+        raise BundleError(f"the golden vectors of {name} were made with other weights (sha256 {suite.digest[:12]}, "
+                          f"here {chosen.digest[:12]}): run tools/make_conform.py, or install anychip again")
+    return chosen, suite
+
+
+def _loaded(module: ModuleType, chosen: WeightSet, naming: str) -> Functions:
+    """The file's functions, after its `load` has read the exported weights where it has one."""
+    load: Any = getattr(module, "load", None)
+    if load is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            export(chosen, Path(folder, chosen.name), naming)
+            load(str(Path(folder, chosen.name)))
+    return Functions(functions_of(module), chosen.config.vocab_size)
