@@ -41,9 +41,9 @@ class _Attention(torch.autograd.Function):
         tokens, heads, channels = query.shape
         out, lse = torch.empty_like(query), query.new_empty(tokens, heads, dtype=torch.float32)
         args |= {"query": query, "sink": sink.float().contiguous(), "out": out, "lse": lse}
-        block = head_block(launch.family, heads, channels)
+        block = head_block(launch.family, query)
         launch(attention_forward, (tokens, -(-heads // block)), args, constants | {"BLOCK_H": block, "BLOCK_N": 64},
-               warps=8 if channels > 128 else 4)
+               warps=8 if channels > 128 else 4, stages=1)  # two overflow an SM at 512 channels
         ctx.launch, ctx.plan = launch, (args, constants)
         ctx.save_for_backward(sink)
         ctx.has_entries = constants["FORM"] != ABSENT.value
@@ -65,7 +65,7 @@ class _Attention(torch.autograd.Function):
 def _query_grad(launch: Launcher, args: Args, constants: dict[str, Any]) -> Tensor:
     query = _tensor(args, "query")
     tokens, heads, channels = query.shape
-    query_grad, block = torch.empty_like(query), head_block(launch.family, heads, channels)
+    query_grad, block = torch.empty_like(query), head_block(launch.family, query)
     _start(launch, attention_query_grad, (tokens, -(-heads // block)), args | {"query_grad": query_grad},
            constants | {"BLOCK_H": block, "BLOCK_N": 64})
     return query_grad
@@ -74,17 +74,18 @@ def _query_grad(launch: Launcher, args: Args, constants: dict[str, Any]) -> Tens
 def _keys_grad(launch: Launcher, args: Args, constants: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The gradients of the window's rows and of the entries, in their dtypes: tokens give, rows collect."""
     query, window, entries = (_tensor(args, name) for name in ("query", "window", "entries"))
-    tokens, heads, channels = query.shape
+    tokens, _, channels = query.shape
     grads = [torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (window, entries)]
     size = slots(args, constants)
     owners_TS = _owners(args, constants, size)
     step = max(1, _GIVEN_BYTES // (4 * channels * max(size["num_slots"], 1)))
-    block = min(32, head_block(launch.family, heads, channels))
+    # 950's compiler crashes at blocks of 16 heads here, and overflows UB at 32 keys of 512 channels
+    blocks = {"BLOCK_H": 32, "BLOCK_N": 16 if channels > 256 else 32}
     for at in range(0, tokens, step):
         part = {n: v[at : at + step] if n in _BY_TOKEN and isinstance(v, Tensor) else v for n, v in args.items()}
         given = query.new_empty(min(step, tokens - at), size["num_slots"], channels, dtype=torch.float32)
         _start(launch, attention_keys_grad, (given.shape[0],), part | size | {"given": given},
-               constants | {"BLOCK_H": block, "BLOCK_N": 32})
+               constants | blocks)
         for grad, offset in zip(grads, (0, window.shape[0]), strict=True):
             owner = owners_TS[at : at + step] - offset
             owner = torch.where((owner < 0) | (owner >= grad.shape[0]), -1, owner)

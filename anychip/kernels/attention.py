@@ -94,10 +94,15 @@ def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[Args, dict[str, Any]]
     return args, {"FORM": form, "CHANNELS": channels}
 
 
-def head_block(family: Family, heads: int, channels: int) -> int:
-    """Return how many heads a program takes: [heads, channels] in fp32 and a tile of logits fit 910B's L0C (128 KB)."""
-    most = 64 if channels <= 256 or family == "cuda" else 32
-    return max(16, min(most, power_of_2(heads)))
+def head_block(family: Family, query_THC: Tensor) -> int:
+    """Return how many heads a program takes.
+
+    [heads, channels] in fp32 and a tile of logits fit 910B's L0C (128 KB); on NVIDIA the queries and a tile of keys
+    fit an SM's shared memory.
+    """
+    _, heads, channels = query_THC.shape
+    wide = channels > 256 and (family == "ascend" or query_THC.element_size() > 2)
+    return max(16, min(32 if wide else 64, power_of_2(heads)))
 
 
 def attention_inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -114,9 +119,9 @@ def attention_inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype)
 
 
 def _example(query: Tensor, keys: Keys, sink: Tensor) -> Launch:
-    tokens, heads, channels = query.shape
+    tokens, heads, _ = query.shape
     args, constants = plan_attention(query, keys)
-    block = head_block("ascend", heads, channels)
+    block = head_block("ascend", query)
     out, lse = torch.full_like(query, 7.0), torch.full((tokens, heads), 7.0)
     args |= {"query": query, "sink": sink, "out": out, "lse": lse}
     return Launch(args, (tokens, triton.cdiv(heads, block)), constants | {"BLOCK_H": block, "BLOCK_N": 64},

@@ -60,9 +60,10 @@ def _logits(a: dict[str, Any], t: int) -> tuple[Tensor, Tensor]:
 
 def _query_grad_launch(seed: int, form: str) -> Launch:
     args, constants = _inputs(seed, form)
-    tokens, heads, channels = args["query"].shape  # type: ignore[union-attr]
-    block = head_block("ascend", heads, channels)
-    args["query_grad"] = torch.full_like(args["query"], 7.0)  # type: ignore[arg-type]
+    query = args["query"]
+    assert isinstance(query, Tensor)
+    (tokens, heads, _), block = query.shape, head_block("ascend", query)
+    args["query_grad"] = torch.full_like(query, 7.0)
     return Launch(args, (tokens, -(-heads // block)), constants | {"BLOCK_H": block, "BLOCK_N": 64}, ("query_grad",))
 
 
@@ -79,7 +80,8 @@ def _keys_grad_launch(seed: int, form: str) -> Launch:
     args |= slots(args, constants)
     tokens, _, channels = args["query"].shape  # type: ignore[union-attr]
     args["given"] = torch.full((tokens, int(args["num_slots"]), channels), 7.0)  # type: ignore[arg-type]
-    return Launch(args, (tokens,), constants | {"BLOCK_H": 32, "BLOCK_N": 32}, ("given",))
+    return Launch(args, (tokens,), constants | {"BLOCK_H": 32, "BLOCK_N": 16 if channels > 256 else 32},
+                  ("given",))
 
 
 def _list_keys_inputs(seed: int) -> Launch:
