@@ -1,19 +1,20 @@
 """Writes a DeepSeek-V4 model as GGUF in fp32, so that llama.cpp can run the very same weights.
 
 Names, metadata keys and shapes are those of llama.cpp's `deepseek4` architecture (src/models/deepseek4.cpp and
-src/llama-arch.cpp at b11434). There is no vocabulary: the file takes and gives token ids. The MTP block is left
+src/llama-arch.cpp at b11434). Without a tokenizer the file takes and gives token ids only. The MTP block is left
 out, as in llama.cpp's own conversion. GGUF lists dimensions innermost first, so a [out, in] matrix stays as it is.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from torch import Tensor
 
 from anychip.checkpoint.naming import in_model, stored_tensors
@@ -70,11 +71,13 @@ _LAYER_NAMES = {
 }
 
 
-def export_gguf(path: str | Path, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def export_gguf(path: str | Path, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]],
+                tokenizer: Path | None = None) -> None:
     """Write `tensors` (a model's `state_dict().items()`: the publisher's names, experts stacked) to `path`.
 
     Streams: each tensor goes to a temporary file as it arrives, and the whole appears under `path` at the end or
-    not at all. Floating-point tensors become fp32, the hash table int32; `mtp.*` is skipped.
+    not at all. Floating-point tensors become fp32, the hash table int32; `mtp.*` is skipped. `tokenizer` is a
+    byte-level BPE's tokenizer.json, whose tokens llama.cpp's server needs for its answers.
 
     Raises NotSupported with every reason why llama.cpp cannot run this model, and CheckpointError with every
     missing, unknown and misshapen tensor.
@@ -87,6 +90,7 @@ def export_gguf(path: str | Path, config: ModelConfig, tensors: Iterable[tuple[s
     writer = GGUFWriter(None, ARCHITECTURE, use_temp_file=True)
     try:
         _add_metadata(writer, config)
+        _add_vocabulary(writer, config, tokenizer)
         _add_tensors(writer, config, tensors)
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
@@ -135,7 +139,6 @@ def gguf_names(name: str) -> tuple[str, ...]:
 
 def _add_metadata(writer: GGUFWriter, c: ModelConfig) -> None:
     writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("no_vocab")
     layers = c.num_hidden_layers
     for key, value in _integers(c).items():
         writer.add_uint32(f"{ARCHITECTURE}.{key}", value)
@@ -150,6 +153,26 @@ def _add_metadata(writer: GGUFWriter, c: ModelConfig) -> None:
         original = c.rope_scaling.original_max_position_embeddings
         writer.add_float32(f"{ARCHITECTURE}.rope.scaling.factor", c.rope_scaling.factor)
         writer.add_uint32(f"{ARCHITECTURE}.rope.scaling.original_context_length", original)
+
+
+def _add_vocabulary(writer: GGUFWriter, c: ModelConfig, path: Path | None) -> None:
+    """Token texts and merges; without a tokenizer none: the file then takes and gives ids only."""
+    if path is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    read = json.loads(path.read_text())
+    special = {token["id"]: token["content"] for token in read["added_tokens"]}
+    texts = {index: text for text, index in read["model"]["vocab"].items()} | special
+    ids = range(c.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([texts.get(index, f"[UNUSED{index}]") for index in ids])
+    writer.add_token_types([TokenType.CONTROL if index in special else
+                            TokenType.NORMAL if index in texts else TokenType.UNUSED for index in ids])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in read["model"]["merges"]])
+    writer.add_bos_token_id(c.bos_token_id)
+    writer.add_eos_token_id(c.eos_token_id)
+    writer.add_add_bos_token(False)
 
 
 def _integers(c: ModelConfig) -> dict[str, int]:

@@ -23,8 +23,9 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "float32": Tolerance(1e-5, 1e-4, "positions are kept where fp32 and float64 agree to 5e-5; transformers 5.23 in "
-                                     "fp32 differs by 1e-6 in the mean and by 1.3e-5 at the worst"),
+    "float32": Tolerance(2e-5, 3e-4, "positions are kept where fp32 and float64 agree to 5e-5; transformers 5.23 in "
+                                     "fp32 differs by 1e-6 in the mean of a case and 1.3e-5 at the worst, llama.cpp by "
+                                     "7e-6 and 9e-5"),
     "float16": Tolerance(0.02, 1.0, "an eighth of bf16's rounding with room for flipped choices (derived: "
                                     "transformers' V4 does not run in fp16)"),
     "bfloat16": Tolerance(0.1, 2.0, "transformers 5.23 in bf16 differs by up to 0.047 in the mean of a case and 0.72 "
@@ -90,7 +91,7 @@ class Outcome:
 
 
 def judge(tested: Tested, suite: Suite, dtype: str, tell: Callable[[str], None] = lambda case: None) -> Outcome:
-    """Run every case of a suite and hold it to the tolerance of `dtype`; `tell` gets each case's name before it runs."""
+    """Run every case of a suite, each held to the tolerance of `dtype`; `tell` gets its name before it runs."""
     outcome = Outcome([])
     for case in suite.cases:
         tell(case.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,6 @@ from .weights import WeightSet
 
 SAME, ALIKE = 0.1, 0.6  # what a fault leaves of the departure: at most this share, and it explains it, or part of it
 _CASES = 4  # failed cases that faults are run on, the shortest of each part
-_INVISIBLE = 1e-5  # nats: a fault that moves less in these cases explains nothing in them
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,27 @@ def likeness(chosen: WeightSet, failed: Sequence[tuple[Case, Seen]],
              tell: Callable[[str], None] = lambda fault: None) -> list[Likeness]:
     """Return the planted faults that explain a failure, best first: none where no known fault is like it.
 
-    Each fault is planted in the reference and run on some of the failed cases; what remains of the seen departure
-    (root of the mean square, in nats) after the fault's own is its `left`.
+    Each fault is planted in the reference and run on some of the failed cases, the shortest first; what remains of the
+    seen departure (root of the mean square, in nats) after the fault's own is its `left`. A fault must explain every
+    case; it is dropped at the first that it does not.
     """
-    cases = _chosen(failed)
-    if not cases:
-        return []
-    seen = torch.cat([_flat(case, one.logprobs, one.known) for case, one in cases])
-    departure = _rms(seen)
-    found = []
-    for fault in list_faults():
+    cases, found = _chosen(failed), []
+    for fault in list_faults() if cases else []:
         tell(fault.name)
-        made = torch.cat([_flat(case, _run(chosen, fault, case), one.known) for case, one in cases])
-        if _rms(made) > _INVISIBLE and (left := _rms(seen - made) / departure) <= ALIKE:
-            found.append(Likeness(fault.name, fault.part, fault.text, fault.resembles, left))
+        left = [one for one in _lefts(chosen, fault, cases) if one is not None]
+        if len(left) == len(cases):
+            found.append(Likeness(fault.name, fault.part, fault.text, fault.resembles, max(left)))
     return sorted(found, key=lambda one: one.left)
+
+
+def _lefts(chosen: WeightSet, fault: Fault, cases: Sequence[tuple[Case, Seen]]) -> Iterator[float | None]:
+    """The share of each case's departure that a fault leaves; ends with None at the first that it does not explain."""
+    for case, one in cases:
+        seen, made = ((values - case.logprobs)[one.known] for values in (one.logprobs, _run(chosen, fault, case)))
+        left = _rms(seen - made) / _rms(seen)
+        yield left if left <= ALIKE else None
+        if not left <= ALIKE:
+            return
 
 
 def _run(chosen: WeightSet, fault: Fault, case: Case) -> Tensor:
@@ -70,10 +75,6 @@ def _chosen(failed: Sequence[tuple[Case, Seen]]) -> list[tuple[Case, Seen]]:
         if torch.isfinite(seen.logprobs[seen.known]).all():
             best.setdefault(case.part, (case, seen))
     return list(best.values())[:_CASES]
-
-
-def _flat(case: Case, logprobs: Tensor, known: Tensor) -> Tensor:
-    return (logprobs - case.logprobs)[known]
 
 
 def _rms(x: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,10 @@ from .user_ops import judge_ops
 from .weights import WeightSet, export, weight_set
 
 Tell = Callable[[str], None]
+_CUT = "text of 257"  # asked again with shrinking prompts
+_CACHE = "prefix cache"
+_STALE = ("only prompts that reuse a part of a cached prompt fail: after the cut, entries or compressor states of the "
+          "dropped tokens are still read (a stale cache, as in vllm-project/vllm-ascend#9111)")
 _ROUNDED = "text of 320"  # the case that roundings are traced on
 
 
@@ -55,10 +60,13 @@ def judge_transformers(sets: Sequence[str], dtype: str, tell: Tell) -> Report:
     return report
 
 
-def judge_tested(label: str, tested: Tested, name: str, dtype: str, tell: Tell) -> Report:
-    """Judge any implementation that runs one weight set."""
+def judge_endpoint(label: str, tested: Tested, name: str, dtype: str, tell: Tell) -> Report:
+    """Judge an endpoint, which runs one weight set. One text is asked again with a cached prefix that must be cut."""
     report = Report(label, dtype, [])
-    _judge_set(report, _opened(name), tested, tell)
+    chosen, suite = _opened(name)
+    cut = next(case for case in suite.cases if case.name == _CUT)
+    cut = replace(cut, name=f"{_CUT}, shrinking prompts", part=_CACHE, kind="shrinking")
+    _judge_set(report, (chosen, replace(suite, cases=(*suite.cases, cut))), tested, tell)
     return report
 
 
@@ -66,7 +74,9 @@ def _judge_set(report: Report, pair: tuple[WeightSet, Suite], tested: Tested, te
     chosen, suite = pair
     outcome: Outcome = judge(tested, suite, report.dtype, lambda case: tell(f"{chosen.name}: {case}"))
     report.rows.extend(outcome.rows)
-    if outcome.failed:
+    if {case.part for case, _seen in outcome.failed} == {_CACHE}:
+        report.likely[chosen.name] = [_STALE]
+    elif outcome.failed:
         found = likeness(chosen, outcome.failed, lambda fault: tell(f"{chosen.name}: is it {fault}?"))
         report.likely[chosen.name] = as_words(found)
 
