@@ -17,7 +17,7 @@ import torch
 
 from anychip.conform.cases import Suite, run, shipped
 from anychip.conform.judge import judge
-from anychip.conform.likeness import likeness
+from anychip.conform.likeness import Signatures, likeness
 from anychip.conform.logits import Functions
 from anychip.conform.weights import SETS, WeightSet, weight_set
 from anychip.faults import Fault, list_faults
@@ -28,11 +28,12 @@ from anychip.ops import Ops
 def main() -> None:
     """Plant every fault in the reference, judge it, and print one line each and the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="fault names")
-    only, start = parser.parse_args().only, time.monotonic()
+    parser.add_argument("--weights", nargs="*", default=SETS, choices=SETS)
+    sets, start = parser.parse_args().weights, time.monotonic()
     torch.set_num_threads(1)
-    pairs = [(weight_set(name), shipped(name)) for name in SETS]
-    rows = [_row(fault, pairs) for fault in list_faults() if only is None or fault.name in only]
+    pairs = [(weight_set(name), shipped(name)) for name in sets]
+    signatures = {chosen.name: Signatures(chosen) for chosen, _suite in pairs}
+    rows = [_row(fault, pairs, signatures) for fault in list_faults()]
     judged = [row for row in rows if row["visible"]]
     print(json.dumps({"faults": len(rows), "visible in logits": len(judged),
                       "found": sum(row["failed"] > 0 for row in judged),
@@ -41,7 +42,7 @@ def main() -> None:
                       "seconds": round(time.monotonic() - start)}))
 
 
-def _row(fault: Fault, pairs: Sequence[tuple[WeightSet, Suite]]) -> dict[str, Any]:
+def _row(fault: Fault, pairs: Sequence[tuple[WeightSet, Suite]], signatures: dict[str, Signatures]) -> dict[str, Any]:
     row: dict[str, Any] = {"fault": fault.name, "failed": 0, "failed_bf16": 0, "visible": False, "named": False,
                            "first": False}
     for chosen, suite in pairs:
@@ -52,7 +53,7 @@ def _row(fault: Fault, pairs: Sequence[tuple[WeightSet, Suite]]) -> dict[str, An
         row["failed"] += len(outcome.failed)
         row["failed_bf16"] += sum(one.size > 0.1 or one.worst > 2.0 for one in outcome.rows if one.size is not None
                                   and one.worst is not None)
-        names = [one.fault for one in likeness(chosen, outcome.failed) if one.left < 0.1]
+        names = [one.fault for one in likeness(signatures[chosen.name], outcome.failed) if one.left < 0.1]
         row["named"] |= fault.name in names
         row["first"] |= names[:1] == [fault.name]
     print(row, flush=True)

@@ -9,7 +9,7 @@ from test_cli import anychip, refusal
 
 from anychip.conform.cases import picked, run, shipped
 from anychip.conform.judge import Seen, Unable, judge
-from anychip.conform.likeness import likeness
+from anychip.conform.likeness import Signatures, likeness
 from anychip.conform.logits import Functions
 from anychip.conform.run import judge_file
 from anychip.conform.weights import SETS, export, weight_set, widened
@@ -73,7 +73,7 @@ def test_a_planted_fault_fails_its_part_and_is_named(name, part):
     suite = short(shipped("outliers"), "text of 5", "text of 129", "MTP, text of 6", "packed samples")
     outcome = judge(faulty(chosen, name), suite, "float32")
     assert part in {case.part for case, _ in outcome.failed}
-    best = likeness(chosen, outcome.failed)[0]
+    best = likeness(Signatures(chosen), outcome.failed)[0]
     assert best.fault == name and best.left < 0.01 and "100 % explained" in str(best)
 
 
@@ -86,7 +86,7 @@ def test_noise_looks_like_no_known_fault():
     chosen, suite = weight_set("nano"), short(shipped("nano"), "text of 5")
     case, random = suite.cases[0], torch.Generator().manual_seed(0)
     noise = torch.randn(case.logprobs.shape, generator=random, dtype=torch.float64)
-    assert not likeness(chosen, [(case, Seen(case.logprobs + noise, noise == noise))])
+    assert not likeness(Signatures(chosen), [(case, Seen(case.logprobs + noise, noise == noise))])
 
 
 def test_nan_fails_and_absent_functions_are_skipped():

@@ -45,7 +45,9 @@ def test_transformers_in_bf16_fails_fp32_s_tolerance_and_shows_where_it_rounds()
     found = roundings(chosen, suite.cases[0])
     first = {one.part: one for one in reversed(found)}
     assert {"RoPE tables", "router", "mHC", "compressor"} <= set(first)
-    assert all(1e-4 < one.size < 5e-3 for one in found)  # half a unit in the last place of bf16 is 2e-3
+    weights = first.pop("weights")
+    assert weights.size == weights.effect == 0  # nano is stored in FP8, and bf16 holds its values
+    assert all(1e-4 < one.size < 5e-3 for one in found if one.part != "weights")  # bf16's unit roundoff is 2e-3
     assert "cos.to(dtype=x.dtype)" in first["RoPE tables"].where
     assert all(one.effect is not None for one in first.values()) and first["router"].effect > 1e-4
 

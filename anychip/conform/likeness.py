@@ -35,7 +35,24 @@ class Likeness:
         return f"{word} fault `{self.fault}` ({where}): {self.text}{known}; {100 * (1 - self.left):.0f} % explained"
 
 
-def likeness(chosen: WeightSet, failed: Sequence[tuple[Case, Seen]],
+class Signatures:
+    """What every planted fault gives for a case, each run once."""
+
+    def __init__(self, chosen: WeightSet) -> None:
+        self._chosen = chosen
+        self._runs: dict[tuple[str, str], Tensor] = {}
+
+    def of(self, fault: Fault, case: Case) -> Tensor:
+        """Return the log-probabilities [P, 21] of the reference with the fault in it."""
+        key = fault.name, case.name
+        if key not in self._runs:
+            model = self._chosen.model(fault.ops(Ops()))
+            fault.prepare(model)
+            self._runs[key] = picked(run(model, case.kind, case.pieces), case)
+        return self._runs[key]
+
+
+def likeness(signatures: Signatures, failed: Sequence[tuple[Case, Seen]],
              tell: Callable[[str], None] = lambda fault: None) -> list[Likeness]:
     """Return the planted faults that explain a failure, best first: none where no known fault is like it.
 
@@ -46,26 +63,20 @@ def likeness(chosen: WeightSet, failed: Sequence[tuple[Case, Seen]],
     cases, found = _chosen(failed), []
     for fault in list_faults() if cases else []:
         tell(fault.name)
-        left = [one for one in _lefts(chosen, fault, cases) if one is not None]
+        left = [one for one in _lefts(signatures, fault, cases) if one is not None]
         if len(left) == len(cases):
             found.append(Likeness(fault.name, fault.part, fault.text, fault.resembles, max(left)))
     return sorted(found, key=lambda one: one.left)
 
 
-def _lefts(chosen: WeightSet, fault: Fault, cases: Sequence[tuple[Case, Seen]]) -> Iterator[float | None]:
+def _lefts(signatures: Signatures, fault: Fault, cases: Sequence[tuple[Case, Seen]]) -> Iterator[float | None]:
     """The share of each case's departure that a fault leaves; ends with None at the first that it does not explain."""
     for case, one in cases:
-        seen, made = ((values - case.logprobs)[one.known] for values in (one.logprobs, _run(chosen, fault, case)))
+        seen, made = ((values - case.logprobs)[one.known] for values in (one.logprobs, signatures.of(fault, case)))
         left = _rms(seen - made) / _rms(seen)
         yield left if left <= ALIKE else None
         if not left <= ALIKE:
             return
-
-
-def _run(chosen: WeightSet, fault: Fault, case: Case) -> Tensor:
-    model = chosen.model(fault.ops(Ops()))
-    fault.prepare(model)
-    return picked(run(model, case.kind, case.pieces), case)
 
 
 def _chosen(failed: Sequence[tuple[Case, Seen]]) -> list[tuple[Case, Seen]]:

@@ -80,15 +80,19 @@ def roundings(chosen: WeightSet, case: Case) -> list[Rounding]:
         exact = _choices(model, ids, case)
         effects = {part: _Effect.of(_choices(model, ids, case, _Round(lines)), exact)
                    for part, lines in _by_part(watch.sizes).items()}
-        for name, parameter in model.named_parameters():
-            if name in rounded:
-                parameter.copy_(parameter.bfloat16())
+        stored = [_store(parameter) for name, parameter in model.named_parameters() if name in rounded]
         effects[_WEIGHTS] = _Effect.of(_choices(model, ids, case), exact)
-    return _rows(watch, effects, len(rounded))
+    return _rows(watch, effects, stored)
 
 
-def _rows(watch: _Watch, effects: dict[str, _Effect], num_weights: int) -> list[Rounding]:
-    rows = [Rounding(_WEIGHTS, f"{num_weights} tensors stored in bf16", num_weights, 2.0**-9,
+def _store(parameter: Tensor) -> float:
+    """Round a parameter to bf16 in place; return the relative rms of what that changed."""
+    before = parameter.clone()
+    return _relative(parameter.copy_(parameter.bfloat16()), before)
+
+
+def _rows(watch: _Watch, effects: dict[str, _Effect], stored: list[float]) -> list[Rounding]:
+    rows = [Rounding(_WEIGHTS, f"{len(stored)} tensors stored in bf16", len(stored), max(stored),
                      **vars(effects[_WEIGHTS]))]
     for part, lines in _by_part(watch.sizes).items():
         ordered = sorted(lines, key=lambda line: -watch.sizes[line])

@@ -13,7 +13,7 @@ from ..errors import BundleError
 from . import peer
 from .cases import Suite, shipped
 from .judge import Outcome, Tested, judge
-from .likeness import likeness
+from .likeness import Signatures, likeness
 from .logits import Functions, functions_of, open_file, ops_of
 from .report import Report, as_words
 from .rounding import roundings
@@ -77,7 +77,7 @@ def _judge_set(report: Report, pair: tuple[WeightSet, Suite], tested: Tested, te
     if {case.part for case, _seen in outcome.failed} == {_CACHE}:
         report.likely[chosen.name] = [_STALE]
     elif outcome.failed:
-        found = likeness(chosen, outcome.failed, lambda fault: tell(f"{chosen.name}: is it {fault}?"))
+        found = likeness(Signatures(chosen), outcome.failed, lambda fault: tell(f"{chosen.name}: is it {fault}?"))
         report.likely[chosen.name] = as_words(found)
 
 
