@@ -22,7 +22,7 @@ from anychip.model import Transformer, initialize
 from anychip.text.tokenizer import open_tokenizer
 from anychip.train import train
 
-COMMANDS = ("chips", "gap", "train", "generate", "convert", "doctor")
+COMMANDS = ("chips", "gap", "conform", "train", "generate", "convert", "doctor")
 
 
 def anychip(*arguments):
