@@ -66,7 +66,8 @@ class _Function:
         self.depth = 0
         self.structures: dict[str, Handler] = {
             "func.call": self.call, "memref.alloca": self.variable, "memref.load": self.load,
-            "memref.store": self.store, "scf.for": self.loop, "scf.if": self.branch, "scf.while": self.repeat, "func.return": self.end}
+            "memref.store": self.store, "scf.for": self.loop, "scf.if": self.branch, "scf.while": self.repeat,
+            "func.return": self.end}
 
     def lower(self) -> None:
         self.parameters(self.op.regions[0].arguments)

@@ -65,7 +65,7 @@ def _same(call: Call, fraction: float) -> Call:
 
 
 def _mean_ranges(ranges: Ranges, tokens: int, rows: int) -> Ranges:
-    """The same number of rows for every token, the mean of the call's; they end at the token's own row if it has one."""
+    """The same number of rows for every token, the mean of the call's; they end at the token's own row."""
     count = min(max(1, round(ranges.num_pairs / max(ranges.start.shape[0], 1))), rows)
     start_T = torch.arange(tokens, dtype=torch.int32).clamp(max=rows - 1) - (count - 1)
     return Ranges(start_T.clamp(min=0), torch.full((tokens,), count, dtype=torch.int32), count * tokens, count)

@@ -29,8 +29,8 @@ HOSTS = {
     "embed": Host("rows", "embed"), "rms_norm": Host("norm", "rms_norm"), "rope": Host("rope", "rope"),
     "norm_rope": Host("ops", "norm_rope"), "attention": Host("attend", "attention"),
     "index_topk": Host("indexer", "index_topk"), "compress": Host("compress", "compress"),
-    "route": Host("route", "route"), "mlp": Host("ops", "mlp"), "experts": Host("experts", "experts"), "hc_pre": Host("hyper", "hc_pre"),
-    "hc_post": Host("hyper", "hc_post"), "hc_head": Host("hyper", "hc_head"),
+    "route": Host("route", "route"), "mlp": Host("ops", "mlp"), "experts": Host("experts", "experts"),
+    "hc_pre": Host("hyper", "hc_pre"), "hc_post": Host("hyper", "hc_post"), "hc_head": Host("hyper", "hc_head"),
     "cross_entropy": Host("loss", "cross_entropy"),
 }
 
