@@ -19,6 +19,7 @@ from .op_level import relative
 
 LENGTHS = (160, 96)
 MTP_WEIGHT = 0.3
+SCALARS = 4  # values from which a gradient is judged alone
 
 
 def reference_gradients(model: Transformer, ids: Tensor) -> tuple[list[Call], dict[str, Tensor]]:
@@ -49,7 +50,19 @@ def gradient_errors(model: Transformer, device: torch.device, ids: Tensor,
         got = _gradients(model, ids, see)
     except _Lost:
         return dict.fromkeys(wanted, float("inf"))
-    return {name: relative(got.get(name, torch.zeros_like(gradient)), gradient) for name, gradient in wanted.items()}
+    whole = {name: got.get(name, torch.zeros_like(gradient)) for name, gradient in wanted.items()}
+    return {name: relative(_joined(whole, name), _joined(wanted, name)) for name in wanted}
+
+
+def _joined(gradients: dict[str, Tensor], name: str) -> Tensor:
+    """A tensor's gradient; of fewer than `SCALARS` values, with those of its site (`hc_attn_fn`, `_base`, `_scale`).
+
+    A scalar's gradient is a sum over all tokens that may cancel to nearly nothing: alone it has no relative error.
+    """
+    if gradients[name].numel() >= SCALARS:
+        return gradients[name]
+    site = name.rsplit("_", 1)[0]
+    return torch.cat([g.flatten() for other, g in gradients.items() if other.rsplit("_", 1)[0] == site])
 
 
 def _with_values(result: Any, values: Any) -> Any:

@@ -24,7 +24,7 @@ from .subject import Subject
 EXPLAINED = {"fp32": 1e-5, "tf32": 1.5 * 2**-11, "hf32": 1.5 * 2**-12, "fp16": 1.5 * 2**-11, "bf16": 1.5 * 2**-8,
              "fp8": 1.5 * 2**-4, "fp4": 1.5 * 2**-2}
 FLOORS = 8  # how many times a case's own floor an error may be: roundings inside an op are several
-GRADIENT = 1e-4  # relative difference of a whole gradient in fp32: some hundred backward calls' roundings
+GRADIENT = 5e-4  # relative difference of a tensor's gradient in fp32: ten times the largest of 100 clean runs
 
 
 @dataclass(frozen=True)
