@@ -19,8 +19,8 @@ from .op_level import record_op_level
 from .scenarios import scenarios
 from .subject import Subject
 
-# Relative rms difference that a chip's format explains for one op on equal inputs: 1.5 roundings (half a unit in the
-# last place each), about twice what rounding inputs, weights and output gives; fp32 leaves room for long sums.
+# Relative rms difference that a chip's format explains for one op on equal inputs: three unit roundoffs (half a
+# unit in the last place each), about twice what rounding inputs, weights and output gives; fp32 leaves room for sums.
 EXPLAINED = {"fp32": 1e-5, "tf32": 1.5 * 2**-11, "hf32": 1.5 * 2**-12, "fp16": 1.5 * 2**-11, "bf16": 1.5 * 2**-8,
              "fp8": 1.5 * 2**-4, "fp4": 1.5 * 2**-2}
 FLOORS = 8  # how many times a case's own floor an error may be: roundings inside an op are several
