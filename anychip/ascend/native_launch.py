@@ -12,13 +12,13 @@ from ..kernels.example import Launch, fitted, signature
 from ..kernels.launch import Family
 from .compile import CompiledKernel, compile_kernel
 from .native import Native, native
-from .targets import Target
+from .targets import OnTarget, Target
 
 Observer = Callable[[CompiledKernel, dict[str, Any], tuple[int, ...]], None]
 
 
 @dataclass(frozen=True)
-class NativeLauncher:
+class NativeLauncher(OnTarget):
     """Compiles each kernel for `target` by Huawei's compiler and runs its linalg stage as machine code.
 
     `observe(kernel, args, grid)` is told of every launch before it runs. Raises KernelError for a kernel that the
@@ -31,16 +31,6 @@ class NativeLauncher:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ready", {})
-
-    @property
-    def num_cube(self) -> int:
-        """Cube cores of one die."""
-        return self.target.num_cube
-
-    @property
-    def num_vector(self) -> int:
-        """Vector cores of one die."""
-        return self.target.num_vector
 
     def __call__(self, fn: Any, grid: tuple[int, ...], args: dict[str, Tensor | int | float],
                  constants: dict[str, Any], *, warps: int = 4, stages: int = 2) -> None:

@@ -78,3 +78,19 @@ def _targets() -> tuple[Target, ...]:
     return tuple(Target(name=name, arch=part["arch"], num_cube=part["num_cube"], num_vector=part["num_vector"],
                         **data["arch"][part["arch"]])
                  for part in data["parts"] for name in part["names"])
+
+
+class OnTarget:
+    """What launchers for one target share: the cores of one die."""
+
+    target: Target
+
+    @property
+    def num_cube(self) -> int:
+        """Cube cores of one die."""
+        return self.target.num_cube
+
+    @property
+    def num_vector(self) -> int:
+        """Vector cores of one die."""
+        return self.target.num_vector

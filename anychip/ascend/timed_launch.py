@@ -12,7 +12,7 @@ from ..kernels.launch import Family
 from .compile import compile_kernel
 from .die import record
 from .rates import load_rates
-from .targets import Target
+from .targets import OnTarget, Target
 
 BUDGET = 20_000  # instructions executed of a launch; programs beyond that take the time of their neighbours
 
@@ -28,7 +28,7 @@ class LaunchTime:
 
 
 @dataclass
-class TimedLauncher:
+class TimedLauncher(OnTarget):
     """Times launches on `target` and adds them to `times`. Outputs are not computed: only some programs write theirs.
 
     Arguments that decide how much is done (counts, rows, offsets) must hold true values; the others may hold anything.
@@ -40,16 +40,6 @@ class TimedLauncher:
     times: list[LaunchTime] = field(default_factory=list)
     _known: dict[Any, LaunchTime] = field(default_factory=dict)
     family: Family = "ascend"
-
-    @property
-    def num_cube(self) -> int:
-        """Cube cores of one die."""
-        return self.target.num_cube
-
-    @property
-    def num_vector(self) -> int:
-        """Vector cores of one die."""
-        return self.target.num_vector
 
     def __call__(self, fn: Any, grid: tuple[int, ...], args: dict[str, Tensor | int | float],
                  constants: dict[str, Any], *, warps: int = 4, stages: int = 2) -> None:
