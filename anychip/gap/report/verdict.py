@@ -14,7 +14,7 @@ from ..numerics import DISCRETE
 from ..row import Row
 from ..statistics import LEVEL
 from ..train_level import spread
-from .words import coarser_format, full, number, row_unit
+from .words import TAGS, coarser_format, full, number, row_unit
 
 RESOLUTION = 1e-6  # nats a token: what float32 log-probabilities of about -10 can tell apart
 FORMAT_FACTOR = 2  # a chip may round twice as often as the emulation, which rounds what ops read and write
@@ -83,11 +83,13 @@ def _explained(comparison: Comparison, bound: float) -> str:
 def _faults(comparison: Comparison) -> Verdict:
     """What the hard cases and the guided runs say: no fault, or where."""
     if comparison.places:
-        return Verdict(Mark.GAP, "faults", ("; ".join(place.text for place in comparison.places),))
+        said = "; ".join(place.text for place in comparison.places)
+        return Verdict(Mark.GAP, "faults", (f"{said} (B's figures: {comparison.about_b['numerics']})",))
     told = []
     if comparison.hard_cases:
         worst = max(comparison.hard_cases, key=lambda row: row["error"] / row["allowed"])
-        near = f"{worst['op']} {worst['direction']}, {number(worst['error'])} of {number(worst['allowed'])} allowed"
+        kind = TAGS[Kind(comparison.about_b["numerics"])]
+        near = f"{worst['op']} {worst['direction']}, {number(worst['error'])} ({kind}) of {number(worst['allowed'])}"
         count = len(comparison.hard_cases)
         told.append(f"{count} hard cases of every op against float64 (nearest to its bound: {near})")
     if "layer" in comparison.levels:
@@ -177,8 +179,9 @@ def _training(comparison: Comparison) -> Verdict:
         return Verdict(Mark.GAP, "training", said)
     if gap.value == 0 and train.first == 0:
         return Verdict(Mark.SAME, "training", (*said, "; the first step's loss is equal"))
-    tail = (f" (p {number(train.test.p)}); first step's loss apart by {number(train.first)} relative; another seed "
-            "alone moves it by ", other)
+    first = Quantity(100 * train.first, "%", train.kind)
+    tail = (f" (p {number(train.test.p)}); first step's loss apart by ", first, "; another seed alone moves it by ",
+            other)
     if train.seeds < 2:
         return Verdict(Mark.FACT, "training", (*said, "; one seed allows no interval"))
     if train.test.p >= 1 - LEVEL:
@@ -194,8 +197,10 @@ def _quality(comparison: Comparison) -> Verdict:
     assert q is not None
     d = q.test.difference
     points = Quantity(100 * d.value, "points", kind, 100 * d.low, 100 * d.high)
-    said = (f"{q.num} questions (which of four continuations is the text's own): A right on "
-            f"{number(100 * q.right[0])} %, B on {number(100 * q.right[1])} %; B less A ", points,
+    a, b = (Quantity(100 * share, "%", Kind(about["numerics"]))
+            for share, about in zip(q.right, (comparison.about_a, comparison.about_b), strict=True))
+    said = (f"{q.num} questions (which of four continuations is the text's own): A right on ", a, ", B on ", b,
+            "; B less A ", points,
             f"; {q.changed[0]} right on A alone, {q.changed[1]} on B alone (McNemar p {number(q.test.p)})")
     if q.test.p < 1 - LEVEL:
         return Verdict(Mark.GAP, "quality", said)
