@@ -217,7 +217,8 @@ def _print(results: list[Checked], wall_s: float) -> None:
         for problem in report.problems(checked):
             typer.echo(f"\n{checked.kernel} {checked.example} on {checked.target or 'every chip'}: {problem}")
     passed = sum(c.status == "pass" for c in results)
-    typer.echo(f"\n{passed} of {len(results)} checks pass; {wall_s:.1f} s. Times in the table are simulated.")
+    typer.echo(f"\n{passed} of {len(results)} checks pass; {wall_s:.1f} s. Times in the table are simulated, "
+               "errors emulated.")
 
 
 def _coloured(word: str) -> str:

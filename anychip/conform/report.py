@@ -57,8 +57,8 @@ def to_json(report: Report) -> dict[str, Any]:
     """Return the report as one JSON document's value."""
     allowed = tolerance(report.dtype)
     return {"format": "anychip-conform-report", "version": 1, "tested": report.tested, "dtype": report.dtype,
-            "verdict": report.verdict, "tolerance": asdict(allowed), "rows": [asdict(row) for row in report.rows],
-            "likely": report.likely,
+            "kind": "measured", "verdict": report.verdict, "tolerance": asdict(allowed),
+            "rows": [asdict(row) for row in report.rows], "likely": report.likely,
             "roundings": {name: [asdict(one) for one in found] for name, found in report.roundings.items()}}
 
 
@@ -66,6 +66,7 @@ def print_report(report: Report, console: Console) -> None:
     """Print the verdict, a line for each case, the likely bugs, and the roundings by part."""
     say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     console.print(report.sentence(), markup=False, style="bold", soft_wrap=True)
+    say("Every difference is measured on what was tested; allowed is a rule of its number format.")
     for name in dict.fromkeys(row.weights for row in report.rows):
         rows = [row for row in report.rows if row.weights == name]
         console.print(_cases(name, [row for row in rows if row.verdict != "skipped"]))
