@@ -18,7 +18,7 @@ from anychip.record import Kind
 from anychip.text.tokenizer import open_tokenizer
 
 SMALL = Settings(probe_tokens=280, text_tokens=96, text_length=48, logit_positions=20, new_tokens=4, train_steps=3,
-                 train_length=16)
+                 train_seeds=2, train_length=16, questions=16)
 
 
 def subject(settings: Settings = SMALL, seed: int = 0) -> Subject:

@@ -46,8 +46,8 @@ from .subject import Settings, Subject
 VARIANTS = {"npu": ("npu", "npu", "npu:reference", "npu:kernels", "npu:deterministic")}
 # Set for every section: an operator that torch_npu lacks fails by name and does not fall back to the host.
 STRICT = {"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"}
-QUICK = Settings(probe_tokens=140, text_tokens=96, text_length=48, logit_positions=16, new_tokens=4, train_steps=2,
-                  train_length=32)
+QUICK = Settings(probe_tokens=140, text_tokens=96, text_length=48, logit_positions=16, new_tokens=4, train_seeds=2,
+                 train_steps=2, train_length=32, questions=16)
 
 
 def plan(chip: str) -> list[tuple[str, str]]:
