@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent / "anychip"
 # A folder may import folders of a smaller rank, and itself.
 RANK = {"errors": 0, "config": 0, "record": 0, "presets": 0, "cpp": 0, "ops": 1, "model": 2, "sim": 2, "kernels": 2,
-        "ascend": 2, "faults": 2, "chips": 3, "doctor": 3, "checkpoint": 4, "text": 4, "weights": 4,
-        "train": 5, "serve": 5, "gap": 6, "conform": 6, "cli": 7}
+        "ascend": 2, "faults": 2, "chips": 3, "doctor": 3, "checkpoint": 4, "text": 4, "chat": 4,
+        "weights": 4, "parallel": 4, "train": 5, "serve": 5, "plan": 5, "bench": 6, "eval": 6, "gap": 6, "conform": 6,
+        "cli": 7}
 # sim reads a chip's facts for their type only; chips time their events with sim.
 SAME = {("sim", "chips")}
 FILES = sorted(ROOT.rglob("*.py"))
