@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from ..errors import ChipError, nearest
-from . import attention, feed_forward, model, weights
+from . import attention, feed_forward, model, unseen_model, unseen_ops, weights
 from .fault import Fault, PatchedOps
 from .parts import PARTS
 
-__all__ = ["PARTS", "Fault", "PatchedOps", "find_fault", "list_faults"]
+__all__ = ["PARTS", "Fault", "PatchedOps", "find_fault", "list_faults", "list_unseen_faults"]
 
 
 def list_faults() -> list[Fault]:
     """Return every planted fault: those of the ops first, then those of the model around them."""
-    return [value for topic in (attention, feed_forward, model, weights) for value in vars(topic).values()
+    return [value for topic in (attention, feed_forward, model, weights, unseen_ops, unseen_model)
+            for value in vars(topic).values() if isinstance(value, Fault)]
+
+
+def list_unseen_faults() -> list[Fault]:
+    """Return those of the planted faults that were written without knowing how the gap localises."""
+    return [value for topic in (unseen_ops, unseen_model) for value in vars(topic).values()
             if isinstance(value, Fault)]
 
 
