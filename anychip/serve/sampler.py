@@ -1,0 +1,115 @@
+"""How one answer's next token is drawn from logits: bias, penalties, grammar, temperature, filters, Gumbel noise.
+
+The noise of a draw depends on the seed, the answer's number and the token's position alone. So the same request draws
+the same tokens in any batch, after any preemption, and with drafts or without: a draft that was drawn from other
+logits with the same noise is kept exactly where the true draw is the same token.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .request import Sampling, TokenLogprobs
+
+Floats = NDArray[np.float32]
+
+
+class Sampler:
+    """Draws for one answer; `index` is its number among the request's n."""
+
+    def __init__(self, sampling: Sampling, index: int, prompt_ids: Sequence[int]) -> None:
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
+        self.sampling, self._key = sampling, (seed, index)
+        self._bias = [(token, value) for token, value in sampling.logit_bias.items()]
+        self._penal = (sampling.presence_penalty, sampling.frequency_penalty) != (0, 0)
+        self._repeats = sampling.repetition_penalty != 1
+        self._counts: dict[int, int] = {}
+        self._seen = set(prompt_ids) if self._repeats else set[int]()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether a token is simply the logits' largest, so that a batch can be decided at once."""
+        plain = not (self._bias or self._penal or self._repeats)
+        return plain and self.sampling.temperature == 0 and self.sampling.grammar is None
+
+    def accept(self, token: int) -> None:
+        """Note a token of the answer: penalties count it from now on."""
+        if self._penal:
+            self._counts[token] = self._counts.get(token, 0) + 1
+        if self._repeats:
+            self._seen.add(token)
+
+    def draw(self, logits_V: Floats, position: int, allowed: NDArray[np.bool_] | None = None,
+             banned: Sequence[int] = ()) -> int:
+        """Return the token at `position` of the sequence. `allowed` [V] is the grammar's mask; `banned` may not come."""
+        logits = self._changed(logits_V)
+        if banned:
+            logits[list(banned)] = -np.inf
+        if allowed is not None:
+            logits[: len(allowed)][~allowed] = -np.inf
+            logits[len(allowed):] = -np.inf
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
+        return self._sample(logits / np.float32(self.sampling.temperature), position)
+
+    def _changed(self, logits_V: Floats) -> Floats:
+        logits = logits_V.copy()
+        for token, value in self._bias:
+            if 0 <= token < len(logits):
+                logits[token] += value
+        if self._seen:
+            seen = np.fromiter(self._seen, np.int64)
+            found, by = logits[seen], np.float32(self.sampling.repetition_penalty)
+            logits[seen] = np.where(found > 0, found / by, found * by)
+        if self._counts:
+            tokens = np.fromiter(self._counts, np.int64)
+            counts = np.fromiter(self._counts.values(), np.float32)
+            logits[tokens] -= self.sampling.frequency_penalty * counts + np.float32(self.sampling.presence_penalty)
+        return logits
+
+    def _sample(self, logits: Floats, position: int) -> int:
+        kept = self._kept(logits)
+        noise = gumbel(self._key, position, len(logits))
+        if kept is None:
+            return int((logits + noise).argmax())
+        return int(kept[(logits[kept] + noise[kept]).argmax()])
+
+    def _kept(self, logits: Floats) -> NDArray[np.int64] | None:
+        """The ids that the filters leave; None: all. Ties at a bound go to the lowest id."""
+        rule = self.sampling
+        if rule.top_k == 0 and rule.top_p == 1 and rule.min_p == 0:
+            return None
+        order: Any = np.argsort(-logits, kind="stable")
+        if 0 < rule.top_k < len(order):
+            order = order[: rule.top_k]
+        if rule.top_p < 1 or rule.min_p > 0:
+            probability = np.exp((logits[order] - logits[order[0]]).astype(np.float64))
+            probability /= probability.sum()
+            kept = np.cumsum(probability) - probability < rule.top_p
+            order = order[kept & (probability >= rule.min_p * probability[0])]
+        return order
+
+
+def gumbel(key: tuple[int, int], position: int, size: int) -> Floats:
+    """Standard Gumbel noise [size] that belongs to a seed, an answer and a position."""
+    random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=[0, 0, 0, position]))
+    uniform = random.random(size, np.float32)
+    return -np.log(-np.log(np.maximum(uniform, np.float32(1e-10)), dtype=np.float32) + np.float32(1e-20))
+
+
+def log_probabilities(logits_V: Floats, token: int, top: int) -> TokenLogprobs:
+    """Return the token's natural log-probability and the `top` likeliest ids with theirs (ties to the lowest id)."""
+    wide = logits_V.astype(np.float64)
+    peak = wide.max()
+    total = peak + np.log(np.exp(wide - peak).sum())
+    likeliest: list[tuple[int, float]] = []
+    if top:
+        candidates = np.flatnonzero(wide >= np.partition(wide, -top)[-top]) if top < len(wide) else np.arange(len(wide))
+        ordered = candidates[np.argsort(-wide[candidates], kind="stable")][:top]
+        likeliest = [(int(i), float(wide[i] - total)) for i in ordered]
+    return TokenLogprobs(token, float(wide[token] - total), tuple(likeliest))
