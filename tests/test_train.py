@@ -10,6 +10,7 @@ from train_cases import OneBatch, settings, small, trainer
 
 from anychip.errors import InputError
 from anychip.model import Layout
+from anychip.parallel.placement import RouterLoads
 from anychip.train import Diverged, mean_loss, unigram_loss
 from anychip.train.trainer import balance, score_routed
 
@@ -85,7 +86,9 @@ def test_balance_raises_the_bias_of_idle_experts_and_lowers_that_of_busy_ones():
     model = trainer().model
     for layer in score_routed(model):
         layer.chosen = torch.tensor([[0, 1], [0, 1], [0, 2], [1, 0]])  # loads 4, 3, 1, 0; mean 2
-    balance(model, 1e-3)
+    loads = RouterLoads()
+    loads.add(model)
+    balance(loads.of_layers(), 1e-3)
     biases = [layer.gate.bias for layer in score_routed(model)]
     assert len(biases) == 3  # two of the three layers, and the MTP block
     for bias in biases:

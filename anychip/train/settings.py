@@ -14,8 +14,8 @@ class TrainSettings:
 
     The rate rises linearly over `warmup_steps`, then falls by a cosine to `min_rate` times `learning_rate` at the
     last step (`min_rate=1` keeps it constant). `mtp_weight` scales the loss of the MTP block (0 leaves it out),
-    `bias_speed` is how far a router's bias moves a step. Defaults of the optimizer, `mtp_weight` and `bias_speed`
-    are the DeepSeek-V4 report's. Raises InputError, with all reasons, for values that cannot train.
+    `bias_speed` is how far a router's bias moves a step; the gradients of a step's `micro_batches` equal parts are
+    added up. Defaults of the optimizer, `mtp_weight` and `bias_speed` are the DeepSeek-V4 report's. Raises InputError, with all reasons, for values that cannot train.
     """
 
     steps: int
@@ -31,6 +31,7 @@ class TrainSettings:
     clip_norm: float = 1.0
     mtp_weight: float = 0.3
     bias_speed: float = 1e-3
+    micro_batches: int = 1
 
     def __post_init__(self) -> None:
         problems = [text for holds, text in _rules(self) if not holds]
@@ -49,12 +50,14 @@ class TrainSettings:
 def _rules(s: TrainSettings) -> list[tuple[bool, str]]:
     """Return every rule and what is wrong where it does not hold."""
     at_least_one = [(getattr(s, name) >= 1, f"{name}={getattr(s, name)} must be at least 1")
-                    for name in ("steps", "batch", "length")]
+                    for name in ("steps", "batch", "length", "micro_batches")]
     at_least_zero = [(getattr(s, name) >= 0, f"{name}={getattr(s, name)} must not be negative")
                      for name in ("warmup_steps", "weight_decay", "mtp_weight", "bias_speed")]
     return [
         *at_least_one,
         *at_least_zero,
+        (s.micro_batches < 1 or s.batch % s.micro_batches == 0,
+         f"micro_batches={s.micro_batches} does not divide batch={s.batch}"),
         (0 < s.learning_rate < math.inf, f"learning_rate={s.learning_rate} must be above 0"),
         (0 <= s.min_rate <= 1, f"min_rate={s.min_rate} must be from 0 to 1: it is a share of learning_rate"),
         (all(0 <= beta < 1 for beta in s.betas), f"betas={s.betas} must be from 0 to below 1"),

@@ -7,7 +7,6 @@ Parameters that get no gradient (the indexer: its top-k selection is not differe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +15,14 @@ from torch import Tensor
 
 from ..chips import Chip
 from ..errors import AnychipError, InputError
-from ..model import Layout, Transformer
+from ..model import Transformer
 from ..model.moe import MoE
+from ..parallel import Batch, Placement, Single
+from ..parallel.placement import forward, score_routed
+from .objective import LanguageModel
 from .settings import TrainSettings
+
+__all__ = ["Batches", "Diverged", "StepResult", "Trainer", "balance", "make_optimizer", "score_routed"]
 
 
 class Diverged(AnychipError):
@@ -52,48 +56,44 @@ class StepResult:
 class Trainer:
     """Trains `model` on a chip, one step at a time; `steps_done` counts them and names the next batch."""
 
-    def __init__(self, model: Transformer, chip: Chip, batches: Batches, settings: TrainSettings) -> None:
+    def __init__(self, model: Transformer, chip: Chip, batches: Batches, settings: TrainSettings,
+                 placement: Placement | None = None) -> None:
+        """Without a `placement` this one process trains the whole model; with one, `model` is what it placed."""
         if settings.mtp_weight and not model.mtp:
             raise InputError(f"mtp_weight={settings.mtp_weight}, but this model has no MTP block "
                              "(num_nextn_predict_layers=0): set mtp_weight=0")
         self.model, self.chip, self.batches, self.settings = model.to(chip.device).train(), chip, batches, settings
+        self.placement = placement or Single(self.model, settings.micro_batches)
+        self.objective = LanguageModel(settings.mtp_weight)
         self.optimizer = make_optimizer(self.model, settings, fused=chip.device.type in ("cpu", "cuda"))
         self.steps_done = 0
 
     def step(self) -> StepResult:
         """Take one step. Raises Diverged, with the weights untouched, where loss or gradient is not finite."""
         number, started = self.steps_done, self.chip.clock()
-        inputs, targets = (ids.to(self.chip.device) for ids in self.batches.at(number))
+        batch = Batch.of(*self.batches.at(number)).to(self.chip.device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, mtp_loss = self.losses(inputs, targets)
-        total = loss if mtp_loss is None else loss + self.settings.mtp_weight * mtp_loss
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        values = _on_host(loss, mtp_loss, norm)
+        losses = self.placement.step(batch, self.objective)
+        norm = self.placement.grad_norm()
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, norm)
+        values = _on_host(losses.named["loss"], losses.named.get("mtp_loss"), norm)
         _check_finite(number, *values)
         rate = self._update(number)
         self.steps_done += 1
-        return StepResult(number, *values, rate, self.chip.clock() - started, inputs.numel())
+        return StepResult(number, *values, rate, self.chip.clock() - started, batch.inputs_BL.numel())
 
     def losses(self, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the mean next-token loss and the MTP block's (None where its weight is 0), nats a token."""
-        layout = Layout.whole([inputs_BL.shape[1]] * inputs_BL.shape[0])
-        hidden, ops, head = self.model(inputs_BL.flatten(), layout), self.model.ops, self.model.head.weight
-        loss = ops.at("head").cross_entropy(hidden.hidden_Td, head, targets_BL.flatten()).mean()
-        if not self.settings.mtp_weight:
-            return loss, None
-        ahead_Td = self.model.predict_next(hidden.streams_Tnd, targets_BL.flatten(), layout)
-        further = torch.full_like(targets_BL, -1)  # what follows a sequence's last target is not in the batch
-        further[:, :-1] = targets_BL[:, 1:]
-        token_losses = ops.at("mtp.0").cross_entropy(ahead_Td, head, further.flatten())
-        return loss, token_losses.sum() / (further >= 0).sum().clamp_min(1)
+        batch = Batch.of(inputs_BL, targets_BL)
+        losses = forward(self.model, batch, batch, self.objective)
+        return losses.named["loss"], losses.named.get("mtp_loss")
 
     def _update(self, step: int) -> float:
         rate = self.settings.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        balance(self.model, self.settings.bias_speed)
+        balance(self.placement.loads(), self.settings.bias_speed)
         return rate
 
 
@@ -105,20 +105,11 @@ def make_optimizer(model: Transformer, settings: TrainSettings, *, fused: bool) 
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-def balance(model: Transformer, speed: float) -> None:
+def balance(loads: list[tuple[MoE, Tensor]], speed: float) -> None:
     """Move each score-routed layer's selection bias up for experts below the mean load, down for those above."""
-    for layer in score_routed(model):
-        bias, chosen = layer.gate.bias, layer.chosen
-        if bias is not None and chosen is not None:
-            ids = chosen.flatten()  # counted by adding ones: bincount would make the host wait for the size
-            load = torch.zeros_like(bias).scatter_add(0, ids, torch.ones_like(ids, dtype=bias.dtype))
-            bias.add_(torch.sign(load.mean() - load), alpha=speed)
-            layer.chosen = None  # a layer that the next step does not visit must not move again
-
-
-def score_routed(model: Transformer) -> Iterator[MoE]:
-    """Return the MoE layers whose router has a selection bias, the MTP block's included."""
-    return (layer for layer in model.modules() if isinstance(layer, MoE) and layer.gate.bias is not None)
+    for layer, load in loads:
+        assert layer.gate.bias is not None
+        layer.gate.bias.add_(torch.sign(load.mean() - load), alpha=speed)
 
 
 def _on_host(loss: Tensor, mtp_loss: Tensor | None, norm: Tensor) -> tuple[float, float | None, float]:

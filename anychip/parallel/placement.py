@@ -1,0 +1,175 @@
+"""What a trainer asks of its ranks, and the simplest answer: one process that holds the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..model import Hidden, Transformer
+from ..model.moe import MoE
+from .batch import Batch
+
+__all__ = ["Batch", "Losses", "Objective", "Placement", "Single"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is minimised (`total`) and its parts by name, as metrics show them. All are scalars.
+
+    Of a micro-batch they are its *contribution* to the step's means: the sum over all micro-batches of all ranks is
+    the step's loss.
+    """
+
+    total: Tensor
+    named: dict[str, Tensor] = field(default_factory=dict)
+
+    def __add__(self, other: Losses) -> Losses:
+        named = dict(self.named)
+        for name, value in other.named.items():
+            named[name] = named[name] + value if name in named else value
+        return Losses(self.total + other.total, named)
+
+    def detach(self) -> Losses:
+        """Return the values without their graph."""
+        return Losses(self.total.detach(), {name: value.detach() for name, value in self.named.items()})
+
+
+class Objective(Protocol):
+    """The losses. `part` is a micro-batch; `whole` the step's batch, for the counts that means divide by."""
+
+    def final(self, model: nn.Module, hidden: Hidden, part: Batch, whole: Batch) -> Losses:
+        """Return the losses of the model's end (next token, MTP). `model` has the head's and MTP's modules and
+        `predict_next`; on several pipeline stages it is the last one."""
+        ...
+
+    def layers(self, model: nn.Module, part: Batch, whole: Batch) -> Losses | None:
+        """Return the losses that arise in the layers of `model` (a whole one or a stage) from what these kept of the
+        forward pass just done (balance, indexer); None where there are none."""
+        ...
+
+
+class Placement(Protocol):
+    """This rank's part of the model and of each step. Collective calls are made by all ranks, in the same order."""
+
+    rank: int
+    num_ranks: int
+    model: nn.Module
+    """This rank's part: its parameters and buffers carry the whole model's names."""
+
+    @property
+    def is_writer(self) -> bool:
+        """Tell whether this rank writes what one rank writes for all: metrics, losses, progress."""
+        ...
+
+    def step(self, batch: Batch, objective: Objective) -> Losses:
+        """Run forward and backward of a step's batch, the same on every rank, and return its detached global losses.
+
+        After it every local gradient is complete: that of the step's total loss.
+        """
+        ...
+
+    def loads(self) -> list[tuple[MoE, Tensor]]:
+        """Return, for each score-routed layer of `model`, how many tokens of the last step chose each expert [E],
+        over all ranks. Layers that the step did not visit are left out."""
+        ...
+
+    def grad_norm(self) -> Tensor:
+        """Return the L2 norm of the whole model's gradient, the same bits on every rank."""
+        ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over the ranks that hold other data, in rank order."""
+        ...
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """Return the whole tensor of which this rank may hold a part (a DTensor); a plain tensor is whole."""
+        ...
+
+    def local(self, whole: Tensor, like: Tensor) -> Tensor:
+        """Return the part of `whole` that belongs where `like` is: the inverse of `full`."""
+        ...
+
+    def describe(self) -> str:
+        """Say in words how the model and the data are spread."""
+        ...
+
+
+class Single:
+    """One process that holds the whole model and sees all data."""
+
+    rank, num_ranks, is_writer = 0, 1, True
+
+    def __init__(self, model: Transformer, micro_batches: int = 1) -> None:
+        self.model, self.micro_batches = model, micro_batches
+        self._loads = RouterLoads()
+
+    def step(self, batch: Batch, objective: Objective) -> Losses:
+        """Run the micro-batches one after the other; gradients add up in that order."""
+        self._loads.clear()
+        losses = [self._run(part, batch, objective) for part in batch.split(self.micro_batches)]
+        return sum(losses[1:], losses[0])
+
+    def _run(self, part: Batch, whole: Batch, objective: Objective) -> Losses:
+        losses = forward(self.model, part, whole, objective)
+        losses.total.backward()
+        self._loads.add(self.model)
+        return losses.detach()
+
+    def loads(self) -> list[tuple[MoE, Tensor]]:
+        return self._loads.of_layers()
+
+    def grad_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def full(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def local(self, whole: Tensor, like: Tensor) -> Tensor:
+        return whole
+
+    def describe(self) -> str:
+        return f"one process, {self.micro_batches} micro-batch{'es' * (self.micro_batches > 1)} a step"
+
+
+def forward(model: Transformer, part: Batch, whole: Batch, objective: Objective) -> Losses:
+    """Run a whole model forward on a micro-batch and return its losses."""
+    hidden = model(part.inputs_BL.flatten(), part.layout)
+    losses = objective.final(model, hidden, part, whole)
+    inner = objective.layers(model, part, whole)
+    return losses if inner is None else losses + inner
+
+
+class RouterLoads:
+    """How many tokens chose each expert of each score-routed layer, added up over the micro-batches of a step."""
+
+    def __init__(self) -> None:
+        self._counts: dict[MoE, Tensor] = {}
+
+    def clear(self) -> None:
+        """Begin a step."""
+        self._counts = {}
+
+    def add(self, model: nn.Module) -> None:
+        """Count what the layers chose in the forward pass just done; each choice is counted once."""
+        for layer in score_routed(model):
+            if layer.chosen is not None and layer.gate.bias is not None:
+                ids = layer.chosen.flatten()  # counted by adding ones: bincount would make the host wait for the size
+                count = torch.zeros_like(layer.gate.bias)
+                count.scatter_add_(0, ids, torch.ones_like(ids, dtype=count.dtype))
+                self._counts[layer] = self._counts[layer] + count if layer in self._counts else count
+                layer.chosen = None
+
+    def of_layers(self) -> list[tuple[MoE, Tensor]]:
+        """Return the counts [E] by layer, in the model's order."""
+        return list(self._counts.items())
+
+
+def score_routed(model: nn.Module) -> list[MoE]:
+    """Return the MoE layers whose router has a selection bias, the MTP block's included."""
+    return [layer for layer in model.modules() if isinstance(layer, MoE) and layer.gate.bias is not None]
