@@ -15,7 +15,8 @@ class TrainSettings:
     The rate rises linearly over `warmup_steps`, then falls by a cosine to `min_rate` times `learning_rate` at the
     last step (`min_rate=1` keeps it constant). `mtp_weight` scales the loss of the MTP block (0 leaves it out),
     `bias_speed` is how far a router's bias moves a step; the gradients of a step's `micro_batches` equal parts are
-    added up. Defaults of the optimizer, `mtp_weight` and `bias_speed` are the DeepSeek-V4 report's. Raises InputError, with all reasons, for values that cannot train.
+    added up. Defaults of the optimizer, `mtp_weight` and `bias_speed` are the DeepSeek-V4 report's. Raises
+    InputError, with all reasons, for values that cannot train.
     """
 
     steps: int
