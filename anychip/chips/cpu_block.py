@@ -159,6 +159,11 @@ def _usable(tensor: Tensor, dtype: torch.dtype = _F32) -> bool:
     return tensor.dtype is dtype and tensor.is_contiguous() and tensor.device.type == "cpu"
 
 
+def pack_weights(block: Any) -> _Packed | None:
+    """Return the block's struct of addresses, or None where the kernels cannot read its weights."""
+    return _pack_weights(block, [owner[name] for owner, name in (_find(block, path) for path in _WEIGHTS)])
+
+
 def _pack_weights(block: Any, tensors: list[Tensor | None]) -> _Packed | None:
     found = dict(zip(_WEIGHTS, tensors, strict=True))
     table = found["ffn.gate.tid2eid"]

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "rows.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -36,59 +37,6 @@ struct Panel {
 };
 
 constexpr float MASKED = -INFINITY;
-
-// out[r][lane] = row_r . panel[.][lane] for R rows.
-template <int R, int V>
-INLINE void dots(const float* const* rows, int64_t channels, const float* panel, float* out) {
-    f8 acc[R][V] = {};
-    for (int64_t c = 0; c < channels; c++) {
-        f8 b[V];
-        for (int v = 0; v < V; v++) b[v] = hold8(load8(panel + (c * V + v) * 8));
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) acc[r][v] += rows[r][c] * b[v];
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store8(out + (r * V + v) * 8, acc[r][v]);
-}
-
-template <int V>
-void all_dots(const float* const* rows, int64_t count, int64_t channels, const float* panel, float* out) {
-    constexpr int R = V == 1 ? 12 : 6;
-    int64_t r = 0;
-    for (; r + R <= count; r += R) dots<R, V>(rows + r, channels, panel, out + r * V * 8);
-    for (; r < count; r++) dots<1, V>(rows + r, channels, panel, out + r * V * 8);
-}
-
-// out[c][lane] (+)= sum over rows of row[c] weight[row][lane], for R channels from c.
-template <int R, int V>
-INLINE void mix(const float* const* rows, int64_t count, int64_t c, const float* weight, float* out, bool add) {
-    f8 acc[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) acc[r][v] = add ? load8(out + ((c + r) * V + v) * 8) : all8(0.0f);
-    for (int64_t k = 0; k < count; k++) {
-        f8 b[V];
-        for (int v = 0; v < V; v++) b[v] = hold8(load8(weight + (k * V + v) * 8));
-        const float* row = rows[k] + c;
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) acc[r][v] += row[r] * b[v];
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store8(out + ((c + r) * V + v) * 8, acc[r][v]);
-}
-
-// Rows lie a power of two apart, so only some of them fit the first cache's sets at once: blocks of 32.
-template <int V>
-void mix_all(const float* const* rows, int64_t count, int64_t channels, const float* weight, float* out) {
-    constexpr int R = V == 1 ? 8 : 6;
-    constexpr int64_t BLOCK = 32;
-    if (!count) std::fill(out, out + channels * V * 8, 0.0f);
-    for (int64_t k = 0; k < count; k += BLOCK) {
-        const int64_t n = std::min(BLOCK, count - k);
-        int64_t c = 0;
-        for (; c + R <= channels; c += R) mix<R, V>(rows + k, n, c, weight + k * V * 8, out, k > 0);
-        for (; c + 2 <= channels; c += 2) mix<2, V>(rows + k, n, c, weight + k * V * 8, out, k > 0);
-    }
-}
 
 // What one thread works with; sized once a call.
 template <int V>

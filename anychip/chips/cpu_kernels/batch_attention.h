@@ -1,0 +1,169 @@
+// A token's attention: its window and its entries are two parts, each with its own softmax, joined with the sink.
+#pragma once
+#include <cmath>
+
+#include "batch_layer.h"
+#include "index.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace {
+
+// What a thread keeps from token to token.
+struct Spare {
+    std::vector<const float*> rows;
+    std::vector<float> query, panel, score, parts, index_panel, index_score, index_query, index_weight;
+    std::vector<uint32_t> keys, ties;
+    std::vector<int32_t> selected;
+
+    explicit Spare(const BlockWeights& w, int64_t most, bool few) {
+        const int64_t heads = (w.index_heads + INDEX_LANES - 1) / INDEX_LANES * INDEX_LANES;
+        query.resize(w.heads * w.channels), panel.resize(w.channels * 8);
+        parts.resize((w.heads + 7) / 8 * 2 * 8 * (w.channels + 2));
+        index_panel.resize(heads * w.index_channels), index_query.resize(w.index_heads * w.index_channels);
+        index_weight.resize(w.index_heads), index_score.resize(few ? 0 : most), selected.resize(w.index_topk);
+    }
+};
+
+void near_rows(const Layer& q, int64_t t, std::vector<const float*>& rows) {
+    const int64_t p = q.order.position[t], s = q.order.sequence[t];
+    rows.clear();
+    for (int64_t i = std::max<int64_t>(0, p + 1 - q.m.window); i <= p; i++)
+        rows.push_back(q.row(s, i, q.at.window, q.m.window, q.w.channels, q.s.kv));
+}
+
+// All visible entries, or the chosen ones; whole blocks' pointers follow each other.
+void far_rows(const Layer& q, int64_t t, const int32_t* selected, std::vector<const float*>& rows) {
+    const int64_t s = q.order.sequence[t], count = q.visible(t);
+    rows.clear();
+    if (q.csa() && count > q.w.index_topk) {
+        for (int64_t k = 0; k < q.w.index_topk; k++) rows.push_back(q.entry(s, selected[k], q.at.entry, q.w.channels));
+        return;
+    }
+    for (int64_t e = 0; e < count; e++) rows.push_back(q.entry(s, e, q.at.entry, q.w.channels));
+}
+
+// part = top, sum, values [channels], for eight heads in the lanes.
+void attend(const Layer& q, const float* query, int64_t head, const std::vector<const float*>& rows, Spare& o, float* part) {
+    const int64_t C = q.w.channels, heads = std::min<int64_t>(8, q.w.heads - head), count = rows.size();
+    const float scale = 1.0f / std::sqrt((float)C);
+    for (int64_t c = 0; c < C; c += 8) {
+        f8 block[8];
+        for (int i = 0; i < 8; i++) block[i] = i < heads ? load8(query + (head + i) * C + c) * scale : all8(0.0f);
+        transpose8(block);
+        for (int i = 0; i < 8; i++) store8(&o.panel[(c + i) * 8], block[i]);
+    }
+    if ((int64_t)o.score.size() < count * 8) o.score.resize(count * 8);
+    all_dots<1>(rows.data(), count, C, o.panel.data(), o.score.data());
+    f8 top = all8(-INFINITY), sum = {};
+    for (int64_t k = 0; k < count; k++) top = larger8(top, load8(&o.score[k * 8]));
+    for (int64_t k = 0; k < count; k++) {
+        f8 e = exp8(load8(&o.score[k * 8]) - top);
+        sum += e;
+        store8(&o.score[k * 8], e);
+    }
+    store8(part, top);
+    store8(part + 8, sum);
+    mix_all<1>(rows.data(), count, C, o.score.data(), part + 16);
+}
+
+// out[head .. head+7][C] from the two parts.
+void join(const Layer& q, int64_t head, const float* parts, float* out) {
+    const int64_t C = q.w.channels, heads = std::min<int64_t>(8, q.w.heads - head), step = 8 * (C + 2);
+    const f8 sink = load_part(q.w.sink + head, heads), near_top = load8(parts), far_top = load8(parts + step);
+    const f8 top = larger8(larger8(sink, near_top), far_top);
+    f8 near = exp8(near_top - top), far = exp8(far_top - top);
+    f8 sum = exp8(sink - top);
+    sum += near * load8(parts + 8);
+    sum += far * load8(parts + step + 8);
+    const f8 inverse = 1.0f / sum;
+    near *= inverse, far *= inverse;
+    for (int64_t c = 0; c < C; c += 8) {
+        f8 block[8];
+        for (int j = 0; j < 8; j++) {
+            block[j] = load8(parts + 16 + (c + j) * 8) * near;
+            block[j] += load8(parts + step + 16 + (c + j) * 8) * far;
+        }
+        transpose8(block);
+        for (int j = 0; j < heads; j++) store8(out + (head + j) * C + c, block[j]);
+    }
+}
+
+void turn_query(const Layer& q, int64_t t, Spare& o) {
+    const int64_t p = q.order.position[t], size = q.w.heads * q.w.channels;
+    anychip_norm_rope(q.w.heads, q.w.channels, q.w.heads, q.m.half, q.w.eps, q.s.query + t * size, nullptr, q.cos(p), q.sin(p),
+                      o.query.data(), nullptr);
+}
+
+void finish(const Layer& q, int64_t t, const float* parts, Spare& o) {
+    const int64_t p = q.order.position[t], C = q.w.channels, step = 2 * 8 * (C + 2);
+    for (int64_t g = 0; g * 8 < q.w.heads; g++) join(q, g * 8, parts + g * step, o.query.data());
+    anychip_rope(q.w.heads, C, q.w.heads, q.m.half, -1.0f, o.query.data(), q.cos(p), q.sin(p), q.s.turned + t * q.w.heads * C);
+}
+
+void attend_part(const Layer& q, int64_t t, int64_t part, const int32_t* selected, Spare& o, float* parts) {
+    part ? far_rows(q, t, selected, o.rows) : near_rows(q, t, o.rows);
+    const int64_t step = 8 * (q.w.channels + 2);
+    for (int64_t g = 0; g * 8 < q.w.heads; g++) attend(q, o.query.data(), g * 8, o.rows, o, parts + (2 * g + part) * step);
+}
+
+// The indexer's query and weights of a token, ready for scores.
+void index_query(const Layer& q, int64_t t, Spare& o) {
+    const int64_t H = q.w.index_heads, C = q.w.index_channels, p = q.order.position[t];
+    anychip_rope(H, C, H, q.m.half, 1.0f, q.s.index_query + t * H * C, q.cos(p), q.sin(p), o.index_query.data());
+    for (int64_t h = 0; h < H; h++) o.index_weight[h] = q.s.proj[t * H + h] * (float)q.w.index_scale;
+    for (int64_t h = 0; h < H; h += INDEX_LANES)
+        to_panel(o.index_query.data() + h * C, std::min(INDEX_LANES, H - h), C, o.index_panel.data() + h * C);
+}
+
+// Scores of the entries [from, to) of a token, block by block.
+void index_scores(const Layer& q, int64_t t, int64_t from, int64_t to, Spare& o, float* score) {
+    const int64_t C = q.w.index_channels, per_block = 128 / q.w.ratio;
+    for (int64_t e = from; e < to;) {
+        const int64_t end = std::min(to, (e / per_block + 1) * per_block);
+        const Indexer x{q.w.index_heads, C, nullptr, o.index_weight.data(), q.entry(q.order.sequence[t], e, q.at.index_entry, C)};
+        score_token(x, 0, o.index_panel.data(), 0, end - e, score + e);
+        e = end;
+    }
+}
+
+// One token after the other, each by one thread.
+void attention_of_many(const Layer& q, Spare& o) {
+    for (int64_t t; (t = q.crew.take(q.counter)) < q.b.tokens;) {
+        const int64_t count = q.visible(t);
+        if (q.csa() && count > q.w.index_topk) {
+            index_query(q, t, o);
+            index_scores(q, t, 0, count, o, o.index_score.data());
+            select(o.index_score.data(), count, 0, q.w.index_topk, o.keys, o.ties, o.selected.data());
+        }
+        turn_query(q, t, o);
+        for (int64_t part = 0; part < 2; part++) attend_part(q, t, part, o.selected.data(), o, o.parts.data());
+        finish(q, t, o.parts.data(), o);
+    }
+}
+
+// A few tokens: their keys are shared out too.
+void attention_of_few(const Layer& q, int64_t most, Spare& o) {
+    const int64_t T = q.b.tokens, topk = q.w.index_topk, size = (q.w.heads + 7) / 8 * 2 * 8 * (q.w.channels + 2);
+    if (q.csa() && most > topk) {
+        for (int64_t t = 0; t < T; t++)
+            if (const int64_t count = q.visible(t); count > topk) {
+                index_query(q, t, o);
+                index_scores(q, t, q.crew.from(count), q.crew.to(count), o, q.s.score + t * most);
+            }
+        q.crew.sync();
+        for (int64_t t = q.crew.me; t < T; t += q.crew.count)
+            if (q.visible(t) > topk)
+                select(q.s.score + t * most, q.visible(t), 0, topk, o.keys, o.ties, q.s.selected + t * topk);
+        q.crew.sync();
+    }
+    for (int64_t i; (i = q.crew.take(q.counter)) < 2 * T;) {
+        const int64_t t = i / 2;
+        turn_query(q, t, o);
+        attend_part(q, t, i % 2, q.s.selected + t * topk, o, q.s.parts + t * size);
+    }
+    q.crew.sync();
+    for (int64_t t = q.from(); t < q.to(); t++) finish(q, t, q.s.parts + t * size, o);
+}
+
+}  // namespace
