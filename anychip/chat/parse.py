@@ -66,7 +66,7 @@ class ChatParser:
     def __init__(self, *, thinking: bool = False, calls: bool = True) -> None:
         self.malformed: str | None = None
         self.num_calls = 0
-        self._thinking, self._look = thinking, calls
+        self.in_reasoning, self._look = thinking, calls
         self._text, self._at = "", 0
         self._whole, self._done = False, False
         self._found: list[Delta] = []
@@ -102,14 +102,14 @@ class ChatParser:
     def _run(self) -> _Steps:
         """Read the completion, pausing where more text is needed."""
         yield
-        reasoning = self._thinking
         opening = (CALLS_OPEN,) if self._look else ()
         while True:
-            mark = yield from self._copy((END_THINK, *opening) if reasoning else opening, reasoning)
+            marks = (END_THINK, *opening) if self.in_reasoning else opening
+            mark = yield from self._copy(marks, self.in_reasoning)
             if not mark:
                 return
-            made = (yield from self._block(reasoning)) if mark == CALLS_OPEN else 0
-            reasoning = reasoning and mark == CALLS_OPEN and not made
+            made = (yield from self._block(self.in_reasoning)) if mark == CALLS_OPEN else 0
+            self.in_reasoning = self.in_reasoning and mark == CALLS_OPEN and not made
 
     def _copy(self, marks: Sequence[str], reasoning: bool) -> Generator[None, None, str]:
         """Give out text until one of the marks, and return it; "" at the end of the text.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import card, chips, conform, convert, doctor, gap, generate, kernels, train
+from . import card, chips, conform, convert, doctor, gap, generate, kernels, serve, train
 from .terminal import Commands, show_version
 
 
@@ -20,6 +20,7 @@ def build() -> typer.Typer:
     app.command("conform")(conform.conform)
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
+    app.command("serve")(serve.serve)
     app.command("convert")(convert.convert)
     app.command("doctor")(doctor.doctor)
     app.command("card")(card.card)

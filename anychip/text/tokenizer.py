@@ -89,6 +89,17 @@ class Tokenizer:
             raise InputError(f"the tokenizer has no token {token!r}; its digest is {self.digest[:12]}")
         return int(found)
 
+    def piece(self, token_id: int) -> str:
+        """A token as tokenizer.json spells it: bytes as byte-level BPE's letters, special tokens as they are."""
+        found = self._inner.id_to_token(token_id)
+        if found is None:
+            raise InputError(f"this tokenizer has {self.vocab_size} tokens, none with the id {token_id}")
+        return str(found)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is spelled as text, not as bytes: `<think>`, `<｜User｜>`, ..."""
+        return token_id in self._inner.get_added_tokens_decoder()
+
     def save(self, folder: str | Path) -> None:
         """Write both files into `folder`, byte for byte as they were read, making the folder if need be.
 

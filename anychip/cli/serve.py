@@ -1,0 +1,70 @@
+"""`anychip serve`: any checkpoint over HTTP, on any chip."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import NotSupported
+from .terminal import progress_bar
+
+_NEEDS = ("fastapi", "uvicorn", "prometheus_client", "httpx")
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="nano, or the folder of a checkpoint or a training run.")] = "nano",
+    chip: Annotated[str, typer.Option(help="A name that `anychip chips` lists.")] = "cpu",
+    host: Annotated[str, typer.Option(help="The address to listen on; others than loopback need keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    name: Annotated[str, typer.Option(help="The model's name in the API; the folder's name if not given.")] = "",
+    api_key_file: Annotated[Path | None, typer.Option(help="TOML: keys and their limits, see docs/api.md.")] = None,
+    without_keys: Annotated[bool, typer.Option(help="Serve anyone, also beyond loopback.")] = False,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="A web origin that may read answers.")] = None,
+    thinking: Annotated[bool, typer.Option(help="Reason where a request does not say.")] = False,
+    chat_format: Annotated[str, typer.Option(help="preview, or 0731 for later checkpoints.")] = "preview",
+    max_batch: Annotated[int, typer.Option(help="Answers made at once.")] = 32,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait; beyond: 429.")] = 512,
+    cache_tokens: Annotated[int, typer.Option(help="Tokens the cache holds, of all sequences together.")] = 65536,
+    speculate: Annotated[bool, typer.Option(help="Draft with the MTP block: the same tokens, sooner.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(help="The longest answer; None: the context.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="The longest a request may take.")] = 600,
+    drain_s: Annotated[float, typer.Option(help="On SIGTERM: time for answers in flight.")] = 30,
+) -> None:
+    """Serve a model over HTTP: OpenAI's and Anthropic's dialects, metrics, and a page to chat with.
+
+    Example: [bold]anychip serve nano --port 8000[/bold], then open http://127.0.0.1:8000
+    """
+    require_serving()
+    from ..chips import open_chip
+    from ..serve.api.app import make_app
+    from ..serve.api.keys import Keys, read_keys
+    from ..serve.api.log import Log
+    from ..serve.api.server import bind
+    from ..serve.api.server import serve as run
+    from ..serve.api.settings import ApiSettings, check_exposure, served_hosts
+    from ..serve.engine import Engine
+    from ..serve.models import open_model
+    from ..serve.settings import EngineSettings
+
+    keys = read_keys(api_key_file) if api_key_file else Keys()
+    check_exposure(host, keys, without_keys)
+    settings = ApiSettings(name or Path(model).name, chip=chip, release=chat_format, thinking=thinking, keys=keys,
+                           hosts=served_hosts(host), origins=tuple(cors_origin or ()), max_new_tokens=max_new_tokens,
+                           timeout_s=timeout_s, drain_s=drain_s)
+    sizes = EngineSettings(max_batch=max_batch, max_pass_tokens=max(512, 2 * max_batch), max_queue=max_queue,
+                           cache_tokens=cache_tokens, speculate=speculate)
+    listening, device, log = bind(host, port), open_chip(chip), Log()
+    with progress_bar("loading the model") as advance:
+        network, tokenizer = open_model(model, device, progress=lambda done, total: advance(done, total, "bytes"))
+    with Engine.start(network, device, tokenizer, sizes) as engine:
+        run(make_app(engine, settings, log), engine, listening, settings, log)
+
+
+def require_serving() -> None:
+    """Raise NotSupported where a library that serving needs is missing."""
+    missing = [each for each in _NEEDS if importlib.util.find_spec(each) is None]
+    if missing:
+        raise NotSupported(f"serving needs {', '.join(missing)}: pip install 'anychip[serve]'")
