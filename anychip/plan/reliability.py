@@ -28,8 +28,8 @@ class ReliabilityJob:
     durable `write_s` after its start (asynchronous writing: `write_s` above `stall_s`). A failure is noticed after
     `detect_s`, the job runs again after a further `restart_s`. `spare_nodes` stand ready; a failed node is repaired
     in `repair_s`; with no spare left the job waits. `slow_share` of the time runs at `1 / slow_factor` of the speed
-    (slow nodes before they are found). Corrupted training goes on for up to `corruption_check_s` before it is noticed, and
-    what was saved meanwhile is thrown away; `corruption_found` is the share that is ever noticed (0.7: hardware
+    (slow nodes before they are found). Corrupted training goes on for up to `corruption_check_s` until it is noticed;
+    what was saved meanwhile is thrown away. `corruption_found` is the share that is ever noticed (0.7: hardware
     diagnosis found 70 % in ByteRobust, SOSP 2025).
     """
 
@@ -124,8 +124,8 @@ def simulate_run(job: ReliabilityJob, *, trials: int = 400, seed: int = 0) -> Re
     """Simulate the run `trials` times. Raises InputError where failures come faster than the job can restart."""
     if job.detect_s + job.restart_s > 5 * job.mtbf_s:
         raise InputError(f"{job.devices} devices fail every {job.mtbf_s:.3g} s on average and a restart takes "
-                         f"{job.detect_s + job.restart_s:.3g} s: such a run would never end. Lower the rate, the number "
-                         "of devices or the time to restart")
+                         f"{job.detect_s + job.restart_s:.3g} s: such a run would never end. Lower the rate, the "
+                         "number of devices or the time to restart")
     run = _Trials(job, trials, np.random.default_rng(seed))
     while run.active.any():
         run.advance()
