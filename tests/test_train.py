@@ -39,7 +39,7 @@ def test_losses_are_the_cross_entropies_of_next_and_second_next_token():
 
 def test_mtp_weight_scales_the_gradient_of_the_mtp_block():
     def gradient(weight):
-        work = trainer(mtp_weight=weight, clip_norm=1e9)
+        work = trainer(mtp_weight=weight, balance_weight=0.0, clip_norm=1e9)
         work.step()
         return work.model.mtp[0].e_proj.weight.grad
 
@@ -56,7 +56,7 @@ def test_packed_sequences_of_a_batch_do_not_see_each_other():
 
 
 def test_rate_warms_up_then_falls_by_a_cosine_to_its_share():
-    plan = settings(steps=101, warmup_steps=10, learning_rate=2.0, min_rate=0.1)
+    plan = settings(steps=101, warmup_steps=10, learning_rate=2.0, min_rate=0.1, decay_from=0.0)
     assert [plan.rate(step) for step in (0, 4, 9, 10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
     assert plan.rate(55) == pytest.approx(2.0 * 0.55)
     assert plan.rate(100) == pytest.approx(0.2)
@@ -68,11 +68,11 @@ def test_a_step_uses_the_rate_of_its_number():
     assert [work.step().learning_rate for _ in range(3)] == pytest.approx([1e-3, 2e-3, 3e-3])
 
 
-def test_only_matrices_decay():
-    work = trainer()
-    decays = {id(p): group["weight_decay"] for group in work.optimizer.param_groups for p in group["params"]}
-    for name, parameter in work.model.named_parameters():
-        assert decays[id(parameter)] == (0.1 if parameter.dim() > 1 else 0.0), name
+def test_rate_stays_constant_until_its_share_of_the_steps():
+    plan = settings(steps=101, warmup_steps=10, learning_rate=2.0, decay_from=0.5)
+    assert {plan.rate(step) for step in range(10, 51)} == {2.0} and plan.rate(51) < 2.0
+    assert plan.rate(100) == pytest.approx(0.2)
+    assert [plan.mtp_weight_at(step) for step in (0, 49, 50, 100)] == pytest.approx([0.3, 0.3, 0.1, 0.1])
 
 
 def test_gradient_is_clipped_to_the_norm():
@@ -132,7 +132,7 @@ def test_a_step_with_a_loss_that_is_not_finite_is_refused_and_changes_nothing():
 
 
 def test_settings_that_cannot_train_are_refused_with_all_reasons():
-    with pytest.raises(InputError, match=r"steps=0 .*; length=-1 .*; learning_rate=nan .*; min_rate=2 .*"):
+    with pytest.raises(InputError, match=r"steps=0 .*; length=-1 .*; min_rate=2 .*; learning_rate=nan .*"):
         settings(steps=0, length=-1, learning_rate=math.nan, min_rate=2)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..ops import Ops
-from . import cpu_attention, cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_norm, cpu_route
-from .cpu_batch import Batches
+from ..ops.orthogonal import Matrices, MuonRule
+from . import cpu_attention, cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_muon, cpu_norm, cpu_route
 from .cpu_block import Blocks
 from .cpu_kernels import load_library
 
@@ -38,12 +39,14 @@ class CpuOps(Ops):
 
     def __init__(self) -> None:
         load_library()
-        self._blocks, self._batches = Blocks(), Batches()
+        self._blocks = Blocks()
+
+    def orthogonalize(self, stack_BMN: Tensor) -> Tensor:
+        return cpu_muon.orthogonalize(stack_BMN)
+
+    def muon(self, groups: Sequence[Matrices], rule: MuonRule) -> None:
+        cpu_muon.muon(groups, rule)
 
     def block(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: Any, cache: Any) -> Tensor | None:
         """Run a whole block of a few tokens with a state in one kernel; None for any other pass."""
         return self._blocks.run(block, streams_Tnd, ids_T, plan, cache)
-
-    def batch_pass(self, model: Any, cache: Any, batch: Any, streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Run a pass of serving in one kernel call; None where a weight or size is not the kernel's."""
-        return self._batches.run(model, cache, batch, streams_Tnd)

@@ -11,6 +11,7 @@ The order of accumulation is this machine's, not the chip's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..errors import NotSupported
 from ..ops import Keys, Ops
 from ..ops.formats import fake_quantize_fp4, fake_quantize_fp8, round_to
+from ..ops.orthogonal import Matrices, MuonRule
 from ..ops.seam import COSTS
 from ..record import Kind
 from .base import Chip
@@ -77,6 +79,12 @@ class VirtualOps(Ops):
 
     def at(self, layer: str) -> Ops:
         return self
+
+    def orthogonalize(self, stack_BMN: Tensor) -> Tensor:
+        return self._inner.orthogonalize(stack_BMN)  # the optimizer's master weights are fp32 on every chip
+
+    def muon(self, groups: Sequence[Matrices], rule: MuonRule) -> None:
+        self._inner.muon(groups, rule)
 
     def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
         if name in WEIGHT_OPS and self._precision in ("fp8", "fp4", "tf32", "hf32"):

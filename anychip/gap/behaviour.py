@@ -49,7 +49,8 @@ def _train(subject: Subject, chip: Chip, seed: int, details: Bundle | None) -> d
     trainer = Trainer(subject.model(chip, trained=False, seed=seed), chip, batches,
                       TrainSettings(steps=settings.train_steps, batch=settings.train_batch,
                                     length=settings.train_length, seed=seed,
-                                    learning_rate=settings.learning_rate, warmup_steps=5))
+                                    learning_rate=settings.learning_rate, warmup_steps=5, decay_from=0.0,
+                                    optimizer="adamw", balance_weight=0.0))
     steps = [trainer.step()]
     if details is not None:
         details.tables["grad_norms"] = {name: float(p.grad.norm().cpu())

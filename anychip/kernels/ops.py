@@ -62,6 +62,12 @@ class KernelOps(Ops):
                 found[name] += f"; some calls in plain torch: {self._refused[name]}"
         return found
 
+    def orthogonalize(self, stack_BMN: Tensor) -> Tensor:
+        """Muon's orthogonalisation, its products in bf16 as the publisher's."""
+        from . import muon
+
+        return muon.orthogonalize(self.launch, stack_BMN)
+
     def attempt(self, name: str, *arguments: Any, **named: Any) -> Any:
         """Return an op's result by its kernels, or NotImplemented where it has none for these arguments."""
         if name not in self._hosts:

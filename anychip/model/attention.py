@@ -5,6 +5,8 @@ Report section 2.3; parameter names are the checkpoint's. Shape suffixes: T toke
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -44,8 +46,24 @@ class Compressor(nn.Module):
         return cache.write(f"{self.name}.entry", entries)
 
 
+class Watched(NamedTuple):
+    """What the indexer's loss needs of a pass: attention's query, keys and sink without gradients, and the indexer's
+    query [T, H, I], weights [T, H] and keys [M, I] with gradients to the indexer's parameters alone."""
+
+    query_THC: Tensor
+    keys: Keys
+    sink_H: Tensor
+    index_query_THI: Tensor
+    index_weight_TH: Tensor
+    index_key_MI: Tensor
+
+
 class Indexer(nn.Module):
-    """The lightning indexer: picks the index_topk entries that each token attends to."""
+    """The lightning indexer: picks the index_topk entries that each token attends to.
+
+    Two switches for training: `dense` selects every visible entry; with `watch` a pass that builds gradients keeps
+    in `kept` what the indexer's loss needs, where the indexer selects (or where `dense` says it would not).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -54,20 +72,27 @@ class Indexer(nn.Module):
         self.weights_proj = Weight(heads, config.hidden_size)
         self.compressor = Compressor(config, CSA, channels, "indexer")
         self.heads, self.topk, self.scale = heads, config.index_topk, channels**-0.5 * heads**-0.5
+        self.dense = self.watch = False
+        self.kept: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, x_Td: Tensor, latent_Tr: Tensor, plan: LayerPlan, cache: LayerCache, ops: Ops) -> Ranges | Tensor:
         """Return the rows each token selects; every visible entry while there are at most index_topk."""
         assert plan.visible is not None
-        dense = plan.visible.max_count <= self.topk
-        if dense and cache.state is None:
+        dense, self.kept = self.dense or plan.visible.max_count <= self.topk, None
+        watch = self.watch and torch.is_grad_enabled() and (self.dense or not dense)
+        if dense and cache.state is None and not watch:
             return plan.visible
+        if watch:  # the indexer learns from its own loss, and nothing else from it
+            x_Td, latent_Tr = x_Td.detach(), latent_Tr.detach()
         key_MI = self.compressor(x_Td, plan, cache, ops)
-        if dense:
+        if dense and not watch:
             return plan.visible
         query_THI = ops.linear(latent_Tr, self.wq_b.weight).view(x_Td.shape[0], self.heads, -1)
         query_THI = ops.rope(query_THI, plan.cos_TR, plan.sin_TR)
         weight_TH = ops.linear(x_Td, self.weights_proj.weight) * self.scale
-        return ops.index_topk(query_THI, weight_TH, key_MI, plan.visible, self.topk)
+        if watch:
+            self.kept = query_THI, weight_TH, key_MI
+        return plan.visible if dense else ops.index_topk(query_THI, weight_TH, key_MI, plan.visible, self.topk)
 
 
 class Attention(nn.Module):
@@ -85,6 +110,7 @@ class Attention(nn.Module):
         self.compressor = Compressor(config, ratio, channels, "compressor") if ratio else None
         self.indexer = Indexer(config) if ratio == CSA else None
         self.heads, self.groups, self.eps = heads, config.o_groups, config.rms_norm_eps
+        self.watched: Watched | None = None
 
     def forward(self, x_Td: Tensor, plan: LayerPlan, cache: LayerCache, ops: Ops) -> Tensor:
         """Return the sub-layer's output [T, d]."""
@@ -95,10 +121,20 @@ class Attention(nn.Module):
         entry_TC = ops.linear(x_Td, self.wkv.weight)
         entry_TC = ops.norm_rope(entry_TC, self.kv_norm.weight, self.eps, plan.cos_TR, plan.sin_TR)
         keys = Keys(cache.write("window", entry_TC), plan.window, *self._long_range(x_Td, latent_Tr, plan, cache, ops))
+        self._watch(query_THC, keys)
         out_THC = ops.attention(query_THC, keys, self.attn_sink)
         out_THC = ops.rope(out_THC, plan.cos_TR, plan.sin_TR, inverse=True)
         mixed = ops.grouped_linear(out_THC.view(tokens, self.groups, -1), self.wo_a.weight)
         return ops.linear(mixed, self.wo_b.weight)
+
+    def _watch(self, query_THC: Tensor, keys: Keys) -> None:
+        """Keep what the indexer's loss needs, where the indexer kept its part."""
+        if self.indexer is None or self.indexer.kept is None:
+            return
+        assert keys.compressed_MC is not None
+        detached = Keys(keys.window_NC.detach(), keys.window, keys.compressed_MC.detach(), keys.selected)
+        self.watched = Watched(query_THC.detach(), detached, self.attn_sink.detach(), *self.indexer.kept)
+        self.indexer.kept = None
 
     def _long_range(
         self, x_Td: Tensor, latent_Tr: Tensor, plan: LayerPlan, cache: LayerCache, ops: Ops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from ..ops import HyperRule, HyperWeights, Ops
@@ -24,6 +25,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         n, d = config.hc_mult, config.hidden_size
+        self.recompute = False  # keep no activations inside the block in training: make them again going back
         self.index, self.ratio, self.rule, self.eps = (
             index, config.compress_ratios[index], hyper_rule(config), config.rms_norm_eps)
         self.attn = Attention(config, self.ratio)
@@ -36,6 +38,12 @@ class Block(nn.Module):
 
     def forward(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         """Return the new residual streams [T, n, d]."""
+        if self.recompute and torch.is_grad_enabled():
+            streams: Tensor = checkpoint(self._run, streams_Tnd, ids_T, plan, ops, use_reentrant=False)
+            return streams
+        return self._run(streams_Tnd, ids_T, plan, ops)
+
+    def _run(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         layer, cache = plan.layer(self.ratio), LayerCache(self.index, plan.state)
         at_once = ops.block(self, streams_Tnd, ids_T, layer, cache)
         if at_once is not None:

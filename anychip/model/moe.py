@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..ops import Ops
+from ..ops.experts import router_scores
 from .attention import Weight
 
 
@@ -49,7 +50,8 @@ class MoE(nn.Module):
     """Routed experts weighed by the gate, scaled, plus the shared expert; both clamp their SwiGLU.
 
     `chosen` holds the expert ids [T, K] of the last pass that built gradients (None before the first), so that a
-    trainer can balance the load by the gate's bias.
+    trainer can balance the load by the gate's bias; with `watch`, `scores` holds that pass's scores [T, E] with their
+    gradients, for a balance loss.
     """
 
     def __init__(self, config: ModelConfig, hashed: bool) -> None:
@@ -58,6 +60,7 @@ class MoE(nn.Module):
         self.experts = Experts(config)
         self.shared_experts = SharedExpert(config)
         self.chosen: Tensor | None = None
+        self.watch, self.scores = False, None  # type: bool, Tensor | None
         self.topk, self.limit = config.num_experts_per_tok, config.swiglu_limit
         self.scale = config.routed_scaling_factor
 
@@ -68,5 +71,6 @@ class MoE(nn.Module):
         chosen, weight = ops.route(x_Td, gate.weight, self.topk, bias_E=gate.bias, ids_TK=fixed)
         if torch.is_grad_enabled():
             self.chosen = chosen.detach()
+            self.scores = router_scores(x_Td, gate.weight) if self.watch else None
         routed = ops.experts(x_Td, chosen, weight * self.scale, (self.experts.w13, self.experts.w2), self.limit)
         return routed + ops.mlp(x_Td, shared.w1.weight, shared.w3.weight, shared.w2.weight, self.limit)

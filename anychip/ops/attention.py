@@ -55,7 +55,15 @@ def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor) -> Tensor:
 
 
 def _attend(query_THC: Tensor, keys: Keys, sink_H: Tensor, at: int) -> Tensor:
-    span = slice(at, at + _BLOCK)
+    prob_THK, entry_TKC = probabilities(query_THC, keys, sink_H, slice(at, at + _BLOCK))
+    return (prob_THK @ entry_TKC).to(query_THC.dtype)
+
+
+def probabilities(query_THC: Tensor, keys: Keys, sink_H: Tensor, span: slice) -> tuple[Tensor, Tensor]:
+    """Return a block's probabilities [t, H, K], the sink's left out, and entries [t, K, C], fp32; 0 where unseen.
+
+    The first `keys.window.max_count` of K are the window's rows, the others the compressed ones.
+    """
     query = query_THC[span].float()
     rows, seen = range_rows(keys.window, span)
     entries, masks = [keys.window_NC[rows].float()], [seen]
@@ -67,8 +75,7 @@ def _attend(query_THC: Tensor, keys: Keys, sink_H: Tensor, at: int) -> Tensor:
     logit_THK = query @ entry_TKC.transpose(1, 2) * query.shape[-1] ** -0.5
     logit_THK = logit_THK.masked_fill(~seen_TK[:, None], float("-inf"))
     sink_TH1 = sink_H.float()[None, :, None].expand(query.shape[0], -1, 1)
-    prob_THK = torch.cat((logit_THK, sink_TH1), -1).softmax(-1)[..., :-1]
-    return (prob_THK @ entry_TKC).to(query_THC.dtype)
+    return torch.cat((logit_THK, sink_TH1), -1).softmax(-1)[..., :-1], entry_TKC
 
 
 def range_rows(ranges: Ranges, span: slice) -> tuple[Tensor, Tensor]:

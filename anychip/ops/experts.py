@@ -21,12 +21,17 @@ def route(
     Scores are sqrt(softplus(x W^T)) in fp32. Ids are the K largest of score + bias (ties to the lowest id), or
     `ids_TK` in hash-routed layers; the bias takes no part in the weights.
     """
-    score_TE = F.softplus(F.linear(x_Td.float(), weight_Ed.float())).sqrt()
+    score_TE = router_scores(x_Td, weight_Ed)
     if ids_TK is None:
         choice = score_TE.detach() if bias_E is None else score_TE.detach() + bias_E.float()
         ids_TK = choice.sort(dim=-1, descending=True, stable=True).indices[:, :topk]
     weight_TK = score_TE.gather(1, ids_TK.long())
     return ids_TK.long(), weight_TK / weight_TK.sum(-1, keepdim=True)
+
+
+def router_scores(x_Td: Tensor, weight_Ed: Tensor) -> Tensor:
+    """Return every expert's score for every token, sqrt(softplus(x W^T)), fp32 [T, E]."""
+    return F.softplus(F.linear(x_Td.float(), weight_Ed.float())).sqrt()
 
 
 def route_cost(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from . import index as _index
 from . import linear as _linear
 from . import loss as _loss
 from . import norm as _norm
+from . import orthogonal as _orthogonal
 
 
 class Ops:
@@ -48,13 +49,14 @@ class Ops:
         """
         return None
 
-    def batch_pass(self, model: Any, cache: Any, batch: Any, streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Run a whole pass of serving (`model.paged`) at once where the chip has a form of it; else None.
+    def orthogonalize(self, stack_BMN: Tensor) -> Tensor:
+        """Return the nearly orthogonal factor of each matrix, by Muon's Newton-Schulz steps (`ops.orthogonal`)."""
+        return _orthogonal.orthogonalize(stack_BMN)
 
-        Returns logits [R, V] of the wanted tokens and the streams. With `streams_Tnd` (overwritten) it is the MTP
-        block's pass. A token's results must not depend, in any bit, on what else is in the pass or how it was cut.
-        """
-        return None
+    def muon(self, groups: Sequence[_orthogonal.Matrices], rule: _orthogonal.MuonRule) -> None:
+        """Take one Muon step of every group of matrices, in place. Not part of a pass: it has no Event."""
+        for matrices in groups:
+            _orthogonal.muon(matrices, rule, self.orthogonalize)
 
     def at(self, layer: str) -> Ops:
         """Return these ops for use in the named part of the model (recording ops note the name)."""

@@ -79,15 +79,10 @@ def restore(trainer: Trainer, out: Path, step: int) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; remove {folder} to go back to the start") from error
-    parameters, problems = dict(trainer.model.named_parameters()), []
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition("/")
-        if name not in parameters or (tensor.dim() and tensor.shape != parameters[name].shape):
-            problems.append(f"{key} {list(tensor.shape)}")
-        else:
-            trainer.optimizer.state[parameters[name]][part] = tensor.to(parameters[name].device)
-    if problems:
-        raise CheckpointError(f"{path} does not belong to this model: {', '.join(problems[:10])}")
+    try:
+        trainer.optimizer.load_state_dict(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     trainer.steps_done = step
 
 
@@ -98,9 +93,7 @@ def clear_partial(out: Path) -> None:
 
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    names: dict[Tensor, str] = {parameter: name for name, parameter in trainer.model.named_parameters()}
-    return {f"{names[parameter]}/{part}": torch.as_tensor(value).detach().cpu().contiguous()
-            for parameter, state in trainer.optimizer.state.items() for part, value in state.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in trainer.optimizer.state_dict().items()}
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""One process's training loop: next-token loss, MTP loss, AdamW, and the routers' balance without a loss.
+"""The training loop: losses, the clipped gradient, Muon and AdamW, and the routers' balance without a loss.
 
-DeepSeek-V4 report: section 2.2 (MTP, weight 0.3), 2.1 (bias moved by the sign of the load error), 4.2 (AdamW).
-Parameters that get no gradient (the indexer: its top-k selection is not differentiable) stay as they are.
+DeepSeek-V4 report: section 2.1 (bias moved by the sign of the load error), 4.2 (the recipe). Parameters that get no
+gradient in a step stay as they are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from torch import Tensor
 from ..chips import Chip
 from ..errors import AnychipError, InputError
 from ..model import Transformer
+from ..model.block import Block
 from ..model.moe import MoE
 from ..parallel import Batch, Placement, Single
 from ..parallel.placement import forward, score_routed
-from .objective import LanguageModel
+from .objective import objective_at
+from .optimizer import Optimizer
 from .settings import TrainSettings
 
-__all__ = ["Batches", "Diverged", "StepResult", "Trainer", "balance", "make_optimizer", "score_routed"]
+__all__ = ["Batches", "Diverged", "StepResult", "Trainer", "balance", "score_routed"]
+
+
+_NAMES = {"loss": "loss", "mtp_loss": "MTP loss", "balance_loss": "balance loss", "indexer_loss": "indexer loss",
+          "grad_norm": "gradient norm"}
 
 
 class Diverged(AnychipError):
@@ -41,7 +47,7 @@ class Batches(Protocol):
 class StepResult:
     """What one step did. Losses are nats a token before the step's update; `grad_norm` is before clipping.
 
-    `mtp_loss` is None without an MTP loss. `time_s` is wall time on this machine, whatever the chip.
+    Losses that the step did not have are None; `balance_loss` and `indexer_loss` are sums over layers. `time_s` is wall time on this machine, whatever the chip.
     """
 
     step: int
@@ -51,6 +57,8 @@ class StepResult:
     learning_rate: float
     time_s: float
     tokens: int
+    balance_loss: float | None = None
+    indexer_loss: float | None = None
 
 
 class Trainer:
@@ -64,23 +72,28 @@ class Trainer:
                              "(num_nextn_predict_layers=0): set mtp_weight=0")
         self.model, self.chip, self.batches, self.settings = model.to(chip.device).train(), chip, batches, settings
         self.placement = placement or Single(self.model, settings.micro_batches)
-        self.objective = LanguageModel(settings.mtp_weight)
-        self.optimizer = make_optimizer(self.model, settings, fused=chip.device.type in ("cpu", "cuda"))
+        self.optimizer = Optimizer(self.model, settings, self.placement, model.ops)
         self.steps_done = 0
+        for block in self.model.modules():
+            if isinstance(block, Block):
+                block.recompute = settings.recompute
+        self._begin(0)
 
     def step(self) -> StepResult:
         """Take one step. Raises Diverged, with the weights untouched, where loss or gradient is not finite."""
         number, started = self.steps_done, self.chip.clock()
         batch = Batch.of(*self.batches.at(number)).to(self.chip.device)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._begin(number)
         losses = self.placement.step(batch, self.objective)
         norm = self.placement.grad_norm()
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, norm)
-        values = _on_host(losses.named["loss"], losses.named.get("mtp_loss"), norm)
-        _check_finite(number, *values)
+        values = _on_host({**losses.named, "grad_norm": norm})
+        _check_finite(number, values)
         rate = self._update(number)
         self.steps_done += 1
-        return StepResult(number, *values, rate, self.chip.clock() - started, batch.inputs_BL.numel())
+        tokens, norm_value = batch.inputs_BL.numel(), values.pop("grad_norm")
+        return StepResult(number, values.pop("loss"), values.pop("mtp_loss", None), norm_value, rate,
+                          self.chip.clock() - started, tokens, **values)
 
     def losses(self, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the mean next-token loss and the MTP block's (None where its weight is 0), nats a token."""
@@ -90,19 +103,16 @@ class Trainer:
 
     def _update(self, step: int) -> float:
         rate = self.settings.rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        balance(self.placement.loads(), self.settings.bias_speed)
+        self.optimizer.step(rate)
+        if self.settings.stage(step) != "indexer":
+            balance(self.placement.loads(), self.settings.bias_speed)
         return rate
 
-
-def make_optimizer(model: Transformer, settings: TrainSettings, *, fused: bool) -> torch.optim.Optimizer:
-    """Return AdamW over all parameters; those of one dimension (norms, sinks, mixing bases) do not decay."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused)
+    def _begin(self, step: int) -> None:
+        """Set losses and switches to those of a step, and drop the gradients."""
+        self.objective = objective_at(self.settings, step)
+        self.objective.prepare(self.model, dense=self.settings.stage(step) != "sparse")
+        self.optimizer.zero_grad()
 
 
 def balance(loads: list[tuple[MoE, Tensor]], speed: float) -> None:
@@ -112,16 +122,13 @@ def balance(loads: list[tuple[MoE, Tensor]], speed: float) -> None:
         layer.gate.bias.add_(torch.sign(load.mean() - load), alpha=speed)
 
 
-def _on_host(loss: Tensor, mtp_loss: Tensor | None, norm: Tensor) -> tuple[float, float | None, float]:
+def _on_host(values: dict[str, Tensor]) -> dict[str, float]:
     """Copy a step's numbers to the host at once: the one time that a step waits for its chip."""
-    parts = [part.detach() for part in (loss, mtp_loss, norm) if part is not None]
-    first, *ahead, last = torch.stack(parts).cpu().tolist()
-    return first, ahead[0] if ahead else None, last
+    return dict(zip(values, torch.stack([value.detach() for value in values.values()]).cpu().tolist(), strict=True))
 
 
-def _check_finite(step: int, loss: float, mtp_loss: float | None, norm: float) -> None:
-    named = {"loss": loss, "MTP loss": mtp_loss, "gradient norm": norm}
-    wrong = [f"{name} is {value}" for name, value in named.items() if value is not None and not math.isfinite(value)]
+def _check_finite(step: int, values: dict[str, float]) -> None:
+    wrong = [f"{_NAMES[name]} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise Diverged(f"training stopped at step {step}: {', '.join(wrong)}. The step was not taken; use a lower "
                        "learning rate or a longer warm-up, and check that the starting weights are finite")
