@@ -58,6 +58,7 @@ async function answer() {
   place.classList.remove("busy");
   if (shown.content || shown.calls.length) messages.push(shown.message());
   waiting = shown.ask(results);
+  waiting[0]?.result.scrollIntoView({ block: "center" });
   $("input").focus();
 }
 
