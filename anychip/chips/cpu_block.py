@@ -93,7 +93,7 @@ class Blocks:
         a token or expert id out of range.
         """
         state = cache.state
-        if state is None or not 0 < streams_Tnd.shape[0] <= _FEW or torch.is_grad_enabled():
+        if type(state) is not State or not 0 < streams_Tnd.shape[0] <= _FEW or torch.is_grad_enabled():
             return None
         if streams_Tnd.dtype is not _F32 or ids_T.dtype is not torch.int64:
             return None
