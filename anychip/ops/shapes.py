@@ -27,19 +27,19 @@ class ShapeOps(Ops):
 
     @staticmethod
     def rms_norm(x: Tensor, weight_C: Tensor | None, eps: float) -> Tensor:
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
 
     @staticmethod
     def rope(x: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, inverse: bool = False) -> Tensor:
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
 
     @staticmethod
     def norm_rope(x: Tensor, weight_C: Tensor | None, eps: float, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
 
     @staticmethod
     def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor) -> Tensor:
-        return torch.empty_like(query_THC)
+        return query_THC.new_empty(query_THC.shape)
 
     @staticmethod
     def compress(
@@ -60,11 +60,11 @@ class ShapeOps(Ops):
 
     @staticmethod
     def mlp(x_Td: Tensor, w1_Fd: Tensor, w3_Fd: Tensor, w2_dF: Tensor, limit: float) -> Tensor:
-        return torch.empty_like(x_Td)
+        return x_Td.new_empty(x_Td.shape)
 
     @staticmethod
     def experts(x_Td: Tensor, ids_TK: Tensor, weight_TK: Tensor, banks: tuple[Tensor, Tensor], limit: float) -> Tensor:
-        return torch.empty_like(x_Td)
+        return x_Td.new_empty(x_Td.shape)
 
     @staticmethod
     def hc_pre(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +74,7 @@ class ShapeOps(Ops):
 
     @staticmethod
     def hc_post(y_Td: Tensor, streams_Tnd: Tensor, post_Tn: Tensor, comb_Tnn: Tensor) -> Tensor:
-        return torch.empty_like(streams_Tnd)
+        return streams_Tnd.new_empty(streams_Tnd.shape)
 
     @staticmethod
     def hc_head(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> Tensor:
