@@ -20,6 +20,11 @@ from anychip.model import Layout
 from anychip.ops import Ops
 
 
+@pytest.fixture(scope="module")
+def signatures():
+    return Signatures(weight_set("outliers"))
+
+
 @pytest.fixture(scope="module", params=SETS)
 def pair(request):
     return weight_set(request.param), shipped(request.param)
@@ -68,12 +73,12 @@ def test_outliers_reach_the_clamp_on_both_sides():
 @pytest.mark.parametrize("name, part", [("window-off-by-one", "window and HCA edge (128)"),
                                         ("mtp-on-the-wrong-token", "MTP"),
                                         ("window-crosses-samples", "packed samples")])
-def test_a_planted_fault_fails_its_part_and_is_named(name, part):
+def test_a_planted_fault_fails_its_part_and_is_named(name, part, signatures):
     chosen = weight_set("outliers")
     suite = short(shipped("outliers"), "text of 5", "text of 129", "MTP, text of 6", "packed samples")
     outcome = judge(faulty(chosen, name), suite, "float32")
     assert part in {case.part for case, _ in outcome.failed}
-    best = likeness(Signatures(chosen), outcome.failed)[0]
+    best = likeness(signatures, outcome.failed)[0]
     assert best.fault == name and best.left < 0.01 and "100 % explained" in str(best)
 
 

@@ -11,14 +11,15 @@ from anychip.chips.cpu_chip import CpuChip
 from anychip.errors import BundleError, InputError
 from anychip.gap.bundle import Bundle
 from anychip.gap.compare import compare
+from anychip.gap.proof import Reference
 from anychip.gap.record import record
 from anychip.gap.subject import Settings, Subject
 from anychip.ops import Ops
 from anychip.record import Kind
 from anychip.text.tokenizer import open_tokenizer
 
-SMALL = Settings(probe_tokens=280, text_tokens=96, text_length=48, logit_positions=20, new_tokens=4, train_steps=3,
-                 train_seeds=2, train_length=16, questions=16)
+SMALL = Settings(probe_tokens=264, text_tokens=64, text_length=32, logit_positions=20, new_tokens=3, train_steps=2,
+                 train_seeds=2, train_length=16, questions=4)
 
 
 def subject(settings: Settings = SMALL, seed: int = 0) -> Subject:
@@ -27,12 +28,17 @@ def subject(settings: Settings = SMALL, seed: int = 0) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def bundles() -> dict[str, Bundle]:
-    return {name: record(subject(), open_chip(name)) for name in ("cpu:reference", "cpu", "virtual:ascend910b")}
+def reference() -> Reference:
+    return Reference(subject())
 
 
-def test_a_chip_against_itself_is_equal_in_everything(bundles):
-    again = record(subject(), open_chip("cpu:reference"))
+@pytest.fixture(scope="module")
+def bundles(reference) -> dict[str, Bundle]:
+    return {name: record(reference, open_chip(name)) for name in ("cpu:reference", "cpu", "virtual:ascend910b")}
+
+
+def test_a_chip_against_itself_is_equal_in_everything(bundles, reference):
+    again = record(reference, open_chip("cpu:reference"), levels=("op", "layer", "model", "train"))
     found = compare(bundles["cpu:reference"], again)
     assert found.departs_op is None and found.departs_layer is None
     assert all(row.gap.value == 0 for row in found.ops + found.layers)
@@ -59,10 +65,10 @@ class FaultyOps(Ops):
         return Ops.mlp(x, w1, w3, w2, 1e9) + 0.05
 
 
-def test_a_faulty_op_is_named(bundles):
+def test_a_faulty_op_is_named(bundles, reference):
     faulty = replace(open_chip("cpu:reference"), name="faulty", implementation=FaultyOps())
     assert isinstance(faulty, CpuChip)
-    found = compare(bundles["cpu:reference"], record(subject(), faulty))
+    found = compare(bundles["cpu:reference"], record(reference, faulty, levels=("op", "layer")))
     assert found.departs_op == "mlp in layers.0.ffn" and found.departs_layer == "layers.0"
 
 

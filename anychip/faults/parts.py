@@ -8,6 +8,7 @@ PARTS = {
     "visible": "which compressed entries a token may see",
     "angles": "the rotary angles of tokens",
     "entry_angles": "the rotary angles of compressed entries",
+    "compressor_windows": "which tokens a compressed entry pools",
     "overlap": "the window before, which a CSA entry overlaps",
     "compressor_state": "the compressor's open tokens, carried from chunk to chunk",
     "hash_table": "the table of hash-routed experts",

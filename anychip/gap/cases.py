@@ -97,7 +97,18 @@ def _attention(draw: _Draw) -> list[Case]:
         Case("attention", "all visible entries", (query, Keys(rows, window, compressed, run), sink)),
         Case("attention", "chosen entries, some absent", (query, Keys(rows, window, compressed, chosen.int()), sink)),
         Case("attention", "one key far ahead of the others", (query * 8, Keys(rows, window, compressed, run), sink)),
+        _long_attention(draw),
     ]
+
+
+def _long_attention(draw: _Draw) -> Case:
+    """Counts from 1 to past 128 that end anywhere in a tile of 8 to 64 rows, of the window and of the entries."""
+    position = torch.arange(150)
+    start, seen = (position - 132).clamp_min(0), (position * 7 // 8).int()
+    window = Ranges(start.int(), (position - start + 1).int(), int((position - start + 1).sum()), 133)
+    run = Ranges(torch.zeros_like(seen), seen, int(seen.sum()), int(seen.max()))
+    keys = Keys(draw.normal(150, 16), window, draw.normal(131, 16), run)
+    return Case("attention", "runs of every length", (draw.normal(150, 2, 16), keys, draw.normal(2)))
 
 
 def _compressor(draw: _Draw) -> list[Case]:
@@ -116,9 +127,14 @@ def _indexer(draw: _Draw) -> list[Case]:
     visible = Ranges(torch.zeros_like(count), count, int(count.sum()), entries)
     query, weight, key = draw.normal(tokens, 4, 24), draw.normal(tokens, 4), draw.normal(entries, 24)
     twice = torch.cat((key[:25], key[:25]))
+    later = torch.arange(tokens) >= 13  # a second sample, whose entries begin at row 19
+    begin = torch.where(later, 19, 0).int()
+    seen = torch.where(later, torch.arange(tokens) + 1, torch.arange(tokens) + 7).int()
+    samples = Ranges(begin, seen, int(seen.sum()), int(seen.max()))
     return [
         Case("index_topk", "fewer visible than kept, and none", (query, weight, key, visible, 12)),
         Case("index_topk", "every entry twice: ties", (query, weight, twice, visible, 11)),
+        Case("index_topk", "two samples in one batch", (query, weight, key, samples, 12)),
     ]
 
 

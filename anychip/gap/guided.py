@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..chips import Chip
 from ..model import Transformer
 from ..ops import COSTS, Ops
-from ..ops.trees import map_tensors
+from ..ops.trees import flat_tensors, map_tensors
 from .op_level import relative
 
 Scenario = Callable[[Transformer], None]
@@ -38,7 +38,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Departure:
-    """A call whose op or argument is not the reference's: `argument` is its path, `error` a relative difference."""
+    """A call whose op or argument is not the reference's: `argument` is its path, `error` a relative difference.
+
+    `feeds` is, where a call is missing, the op that takes its result in the reference ("": none takes it as it is).
+    """
 
     scenario: str
     call: int
@@ -47,7 +50,7 @@ class Departure:
     argument: str
     error: float
     before: str  # the op called before, by which the place is known
-    part: str = ""
+    feeds: str = ""
 
 
 class _Watched(Ops):
@@ -101,7 +104,8 @@ def guide(name: str, model: Transformer, chip: Chip, scenario: Scenario, calls: 
         before = calls[number - 1].op if number else ""
         if wanted is None or wanted.op != op:
             called = "none" if wanted is None else wanted.op
-            found.append(Departure(name, number, layer, op, f"called where the reference calls {called}", 1.0, before))
+            found.append(Departure(name, number, layer, op, f"called where the reference calls {called}", 1.0, before,
+                                   _consumer(calls, number)))
             raise _Lost
         for path, error in _differences(wanted.arguments, map_tensors(arguments, lambda t: t.detach().cpu())):
             if not error <= allowed:
@@ -114,8 +118,21 @@ def guide(name: str, model: Transformer, chip: Chip, scenario: Scenario, calls: 
         return found
     left = next(step, None)
     if left is not None:
-        found.append(Departure(name, left[0], left[1].layer, left[1].op, "never called", 1.0, calls[left[0] - 1].op))
+        found.append(Departure(name, left[0], left[1].layer, left[1].op, "never called", 1.0, calls[left[0] - 1].op,
+                               _consumer(calls, left[0])))
     return found
+
+
+def _consumer(calls: list[Call], number: int) -> str:
+    """The op of the first later call that takes a call's very result as an argument."""
+    result = calls[number].result if number < len(calls) else None
+    if not isinstance(result, Tensor):
+        return ""
+    for call in calls[number + 1 :]:
+        for value in flat_tensors(call.arguments):
+            if value.numel() == result.numel() and torch.equal(value.flatten(), result.flatten()):
+                return call.op
+    return ""
 
 
 class _Lost(Exception):

@@ -14,7 +14,7 @@ _PARTS = {
     ("index_topk", "visible"): "visible", ("index_topk", "topk"): "indexer",
     ("rope", "cos_TR"): "angles", ("rope", "sin_TR"): "angles",
     ("norm_rope", "cos_TR"): "angles", ("norm_rope", "sin_TR"): "angles",
-    ("compress", "previous_E"): "overlap", ("compress", "first_E"): "compressor_state",
+    ("compress", "previous_E"): "overlap", ("compress", "first_E"): "compressor_windows",
     ("compress", "value_NW"): "compressor_state", ("compress", "gate_NW"): "compressor_state",
     ("route", "ids_TK"): "hash_table", ("experts", "weight_TK"): "routing_scale",
     ("experts", "limit"): "swiglu_limit", ("mlp", "limit"): "swiglu_limit",
@@ -31,7 +31,7 @@ def part_of(departure: Departure) -> str:
     if path.startswith(_WEIGHTS.get(op, ("?",))):
         return "weights"
     if path.startswith(("called", "never")):
-        return "indexer" if "index_topk" in (op, path.rsplit(" ", 1)[-1]) else "data flow"
+        return "indexer" if "index_topk" in (op, path.rsplit(" ", 1)[-1], departure.feeds) else "data flow"
     if path in ("cos_TR", "sin_TR") and departure.before == "compress":
         return "entry_angles"
     if op == "attention" and path.startswith("keys.selected"):
@@ -88,6 +88,7 @@ def _model(departures: list[Departure]) -> list[Place]:
     found = []
     for part, (count, d) in places.items():
         where = f"{d.layer}, before {d.op}" if d.layer else f"before {d.op}"
+        where += f" (on the way to {d.feeds})" if d.feeds else ""
         found.append(Place(part, "model", f"{PARTS[part]}: in the run '{d.scenario}', {where}: {d.argument} departs "
                            f"by {d.error:.2g} though every op before returned the reference's result ({count} place(s) "
                            "in all)", d.error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -53,9 +53,13 @@ class Reference:
 
     def departures(self, chip: Chip) -> list[Departure]:
         """Run every scenario on `chip`, guided, and return where its model code departs."""
+        return list(self.each_departure(chip))
+
+    def each_departure(self, chip: Chip) -> Iterator[Departure]:
+        """Yield the departures scenario by scenario, each run when the first of its own is asked for."""
         model, allowed = self.subject.model(chip), EXPLAINED[chip.precision]
-        return [found for name, scenario in self._scenarios().items()
-                for found in guide(name, model, chip, scenario, self.traces[name], allowed)]
+        for name, scenario in self._scenarios().items():
+            yield from guide(name, model, chip, scenario, self.traces[name], allowed)
 
     def gradient_rows(self, chip: Chip) -> list[dict[str, Any]]:
         """Return one row a parameter of the first step's gradient: error, what is allowed, and whether it is a gap.
