@@ -19,14 +19,14 @@ from .cpu_bind import bind
 from .cpu_block import pack_weights
 from .cpu_kernels import load_library
 
-_MODEL = ("layers", "vocab", "window", "half", "blocks", "embed", "head", "norm", "hc_fn", "hc_base", "hc_scale", "e_proj",
-          "h_proj", "enorm", "hnorm", "mtp_norm", "mtp_fn", "mtp_base", "mtp_scale", "near_cos", "near_sin", "far_cos",
-          "far_sin")
+_MODEL = ("layers", "vocab", "window", "half", "blocks", "embed", "head", "norm", "hc_fn", "hc_base", "hc_scale",
+          "e_proj", "h_proj", "enorm", "hnorm", "mtp_norm", "mtp_fn", "mtp_base", "mtp_scale", "near_cos", "near_sin",
+          "far_cos", "far_sin")
 _STATE = ("slots", "blocks", "slot_step", "block_step", "format", "layers")
 _LAYER = ("window", "compressor.value", "compressor.gate", "indexer.value", "indexer.gate", "compressor.entry",
           "indexer.entry")
-_BATCH = ("tokens", "sequences", "wanted", "table_step", "ids", "starts", "lengths", "slots", "tables", "rows", "streams",
-          "logits")
+_BATCH = ("tokens", "sequences", "wanted", "table_step", "ids", "starts", "lengths", "slots", "tables", "rows",
+          "streams", "logits")
 _Model, _State, _Batch = (ctypes.c_int64 * len(names) for names in (_MODEL, _STATE, _BATCH))
 
 
@@ -36,7 +36,7 @@ def _kernel() -> Any:
 
 
 class Batches:
-    """Runs passes, and keeps what was packed for a model as long as its cache lives: its weights must stay in place."""
+    """Runs passes. What was packed for a model is kept as long as its cache: its weights must stay in place."""
 
     def __init__(self) -> None:
         self._packed: WeakKeyDictionary[PagedCache, tuple[Transformer, _Packed | None]] = WeakKeyDictionary()
@@ -44,7 +44,8 @@ class Batches:
     def __reduce__(self) -> tuple[type[Batches], tuple[()]]:
         return Batches, ()  # a copy packs for itself
 
-    def run(self, model: Transformer, cache: PagedCache, batch: PagedBatch, streams: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def run(self, model: Transformer, cache: PagedCache, batch: PagedBatch,
+            streams: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """As `Ops.batch_pass`. None where a weight is not contiguous fp32 or a size is not the kernel's."""
         packed = self._pack(model, cache)
         if packed is None:
@@ -55,7 +56,8 @@ class Batches:
         logits = torch.empty(len(batch.wanted), config.vocab_size)
         arrays = (batch.ids, batch.starts, batch.lengths, batch.slots, batch.tables, batch.wanted)
         given = _Batch(tokens, len(batch.slots), len(batch.wanted), batch.tables.shape[1],
-                       *(array.__array_interface__["data"][0] for array in arrays), streams.data_ptr(), logits.data_ptr())
+                       *(array.__array_interface__["data"][0] for array in arrays),
+                       streams.data_ptr(), logits.data_ptr())
         _kernel()(packed.model, packed.state, ctypes.addressof(given), int(mtp))
         return logits, streams
 
@@ -75,8 +77,8 @@ class _Packed:
 
 def _own(model: Transformer) -> list[Tensor]:
     """The weights outside the blocks, in the struct's order; none for an absent MTP block."""
-    main = [model.embed.weight, model.head.weight, model.norm.weight, model.hc_head_fn, model.hc_head_base,
-            model.hc_head_scale]
+    main: list[Tensor] = [model.embed.weight, model.head.weight, model.norm.weight,
+                          model.hc_head_fn, model.hc_head_base, model.hc_head_scale]
     for mtp in model.mtp:
         main += [mtp.e_proj.weight, mtp.h_proj.weight, mtp.enorm.weight, mtp.hnorm.weight,  # type: ignore[union-attr,list-item]
                  mtp.norm.weight, mtp.hc_head_fn, mtp.hc_head_base, mtp.hc_head_scale]  # type: ignore[union-attr,list-item]

@@ -141,10 +141,10 @@ class PagedBatch:
         if len(set(self.slots.tolist())) != len(self.slots):
             problems.append(f"slots {self.slots.tolist()} are not one a sequence")
         if (self.lengths < 1).any() or (self.starts < 0).any():
-            problems.append(f"lengths {self.lengths.tolist()} must be at least 1, starts {self.starts.tolist()} at least 0")
-        if self.tables.shape[0] != len(self.slots) or ((self.starts + self.lengths - 1) // BLOCK >= self.tables.shape[1]).any():
-            problems.append(f"tables of {self.tables.shape} blocks do not reach the tokens "
-                            f"{(self.starts + self.lengths).tolist()}")
+            problems.append(f"lengths {self.lengths.tolist()} must be 1 or more, starts {self.starts.tolist()} 0 or more")
+        ends = self.starts + self.lengths
+        if self.tables.shape[0] != len(self.slots) or ((ends - 1) // BLOCK >= self.tables.shape[1]).any():
+            problems.append(f"tables of {self.tables.shape} blocks do not reach the tokens {ends.tolist()}")
         if len(self.wanted) and not 0 <= self.wanted.min() <= self.wanted.max() < len(self.ids):
             problems.append(f"wanted rows {self.wanted.tolist()} lie outside the {len(self.ids)} tokens")
         if problems:

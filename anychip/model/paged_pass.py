@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,9 +80,11 @@ class PagedState(State):
 
     def __init__(self, cache: PagedCache, batch: PagedBatch) -> None:
         self.cache, self.batch, self.config = cache, batch, cache.config
-        self.spans = [(s, int(a), int(a + n)) for s, (a, n) in enumerate(zip(batch.starts, batch.lengths, strict=True))]
+        pairs = zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True)
+        self.spans = [(s, start, start + length) for s, (start, length) in enumerate(pairs)]
         self.rings = {"window": self._ring(self.config.sliding_window, self.config.sliding_window - 1),
-                      f"tokens{CSA}": self._ring(TAIL[CSA], 2 * CSA - 1), f"tokens{HCA}": self._ring(TAIL[HCA], HCA - 1)}
+                      f"tokens{CSA}": self._ring(TAIL[CSA], 2 * CSA - 1),
+                      f"tokens{HCA}": self._ring(TAIL[HCA], HCA - 1)}
         self.lists = {f"entries{ratio}": self._list(ratio) for ratio in (CSA, HCA)}
 
     def begin(self, layout: Layout) -> None:
@@ -99,8 +100,8 @@ class PagedState(State):
         ratio = self.config.compress_ratios[layer]
         if name.endswith(".entry"):
             return self._write_entries(layer, name, self._stored(name, rows), self.lists[f"entries{ratio}"])
-        return self._write_ring(layer, name, self._stored(name, rows), self.rings["window" if name == "window" else
-                                                                                  f"tokens{ratio}"])
+        ring = self.rings["window" if name == "window" else f"tokens{ratio}"]
+        return self._write_ring(layer, name, self._stored(name, rows), ring)
 
     def _stored(self, name: str, rows: Tensor) -> Tensor:
         """What the cache's format leaves of entries; the compressors' tails stay fp32."""
@@ -149,8 +150,7 @@ class PagedState(State):
             at += len(places)
             new += places[start // ratio :]
             seen += places
-        pairs = [self._rows(np.array(x or np.zeros((0, 2)), np.int64)[:, i].tolist()) for x in (new, seen) for i in (0, 1)]
-        return _Entries(zero, *pairs)
+        return _Entries(zero, *(self._rows([pair[i] for pair in pairs]) for pairs in (new, seen) for i in (0, 1)))
 
     def _rows(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.cache.device)

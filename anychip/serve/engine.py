@@ -31,7 +31,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="anychip-engine", daemon=True)
 
     @classmethod
-    def start(cls, model: Transformer, chip: Chip, tokenizer: Tokenizer, settings: EngineSettings | None = None) -> Engine:
+    def start(cls, model: Transformer, chip: Chip, tokenizer: Tokenizer,
+              settings: EngineSettings | None = None) -> Engine:
         """Return a running engine. The model must not be used elsewhere while it runs.
 
         Raises ConfigError where the settings do not fit the model.
@@ -121,7 +122,8 @@ class Engine:
                 self._forget(self._worker.step())
             self._end("the engine was stopped", None)
         except BaseException as error:  # a crash must reach every reader, whatever it was
-            self._end(f"the engine failed ({type(error).__name__}: {error}); its requests are lost: start it anew", error)
+            self._end(f"the engine failed ({type(error).__name__}: {error}), its requests are lost: start it anew",
+                      error)
             raise
 
     def _next_work(self) -> bool:

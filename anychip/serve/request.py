@@ -52,9 +52,10 @@ class Sampling:
     whose probabilities sum to at least that), `min_p` (share of the likeliest one's probability).
 
     `seed` None draws one afresh; the same seed gives the same tokens whatever else is in the batch. `logprobs` None:
-    none; k: each output carries its own and the k likeliest, from the logits before bias and penalties at temperature 1.
-    `stop` strings are not part of the text; `stop_token_ids` and the end token (unless `ignore_eos`) end an answer too,
-    never before `min_tokens`. `max_tokens` None: as many as the context holds. `n` answers share the prompt.
+    none; k: each output carries its own and the k likeliest, from the logits before bias and penalties (temperature 1).
+    `stop` strings are not part of the text. `stop_token_ids` and the end token (unless `ignore_eos`) end an answer too,
+    and do not come before `min_tokens`, unless a grammar leaves nothing else. `max_tokens` None: as many as the context
+    holds. `n` answers share the prompt.
     Raises InputError, with all reasons, for values out of range.
     """
 

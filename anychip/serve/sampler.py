@@ -46,7 +46,7 @@ class Sampler:
 
     def draw(self, logits_V: Floats, position: int, allowed: NDArray[np.bool_] | None = None,
              banned: Sequence[int] = ()) -> int:
-        """Return the token at `position` of the sequence. `allowed` [V] is the grammar's mask; `banned` may not come."""
+        """Return the token at `position`. `allowed` [V] is the grammar's mask; `banned` ones may not come."""
         logits = self._changed(logits_V)
         if banned:
             logits[list(banned)] = -np.inf

@@ -100,6 +100,10 @@ class Tokenizer:
         """Whether a token is spelled as text, not as bytes: `<think>`, `<｜User｜>`, ..."""
         return token_id in self._inner.get_added_tokens_decoder()
 
+    def to_json(self) -> str:
+        """Return the contents of `tokenizer.json`, for libraries that read tokenizers themselves."""
+        return self._contents[FILES[0]].decode("utf-8")
+
     def save(self, folder: str | Path) -> None:
         """Write both files into `folder`, byte for byte as they were read, making the folder if need be.
 
