@@ -122,7 +122,8 @@ class Single:
         return self._loads.of_layers()
 
     def grad_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return square_sum(grads, self.model.embed.weight.device).sqrt().float()
 
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -143,6 +144,14 @@ def forward(model: Transformer, part: Batch, whole: Batch, objective: Objective)
     losses = objective.final(model, hidden, part, whole)
     inner = objective.layers(model, part, whole)
     return losses if inner is None else losses + inner
+
+
+def square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of all elements' squares: in fp64 where the device is known to have it, so that its bits, once
+    rounded to fp32, do not depend on how the tensors are cut."""
+    wide = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+    norms = [torch.linalg.vector_norm(tensor, dtype=wide) for tensor in tensors]
+    return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=wide, device=device)
 
 
 class RouterLoads:

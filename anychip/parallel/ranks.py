@@ -1,0 +1,195 @@
+"""A model spread over ranks: sharded parameters, owned experts, pipeline stages and blocks of sequences at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from ..errors import NotSupported
+from ..model import Transformer
+from ..model.block import Block
+from ..model.moe import Experts, MoE
+from .batch import Batch
+from .context import Blocks
+from .degrees import StepShape
+from .expert import ExpertExchange
+from .pipeline import Pipeline
+from .placement import Losses, Objective, RouterLoads, square_sum
+from .rank_ops import Copies, RankOps
+from .stage import Stage, Task, cut_model
+from .sums import RunningTree, TreeReduceScatter, all_sum
+from .world import World
+
+
+class Ranks:
+    """This rank's place in a layout. Build it on every rank with the same whole model; it keeps its part.
+
+    Micro-batch m of a step belongs to data rank m mod `num_data`, and gradients are summed in a tree over micro-batches
+    and blocks: with numbers that are powers of two they have the bits of one process that runs the same ones.
+    Raises ConfigError where the layout does not fit, NotSupported for a model that is not on the world's device.
+    """
+
+    def __init__(self, model: Transformer, world: World, settings: StepShape) -> None:
+        world.degrees.check(model.config, settings)
+        if model.embed.weight.device.type != world.mesh.device_type:
+            raise NotSupported(f"the model lies on {model.embed.weight.device}, the ranks are "
+                               f"{world.mesh.device_type}: move it there first")
+        self.world, self.model = world, model
+        self.micro_batches = settings.micro_batches
+        self.blocks = Blocks.of_rank(settings.context_blocks, world.group("context"))
+        weights = Copies(self.blocks.held, apart=self.blocks.total > 1)
+        model.ops = RankOps(model.ops, weights, self._own_experts())
+        cut_model(model, world.at("pipeline"), world.degrees.pipeline)
+        self.stage = Stage(model, self.blocks, weights, (world.at("pipeline"), world.degrees.pipeline))
+        self._shard()
+        self._loads, self._grads = RouterLoads(), Gradients(model)
+        self._pipeline = Pipeline(self.stage, world.group("pipeline")) if world.degrees.pipeline > 1 else None
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
+    @property
+    def num_ranks(self) -> int:
+        return self.world.degrees.num_ranks
+
+    @property
+    def is_writer(self) -> bool:
+        return self.rank == 0
+
+    def _own_experts(self) -> ExpertExchange | None:
+        """Keep only the experts that this rank owns, as DTensors over the expert axis."""
+        ranks = self.world.degrees.expert
+        if ranks == 1:
+            return None
+        for module in self.model.modules():
+            if isinstance(module, Experts):
+                for name, bank in list(module.named_parameters()):
+                    owned = distribute_tensor(bank.detach(), self.world.mesh["expert"], [Shard(0)], src_data_rank=None)
+                    module.register_parameter(name, nn.Parameter(owned))
+        return ExpertExchange(self.world.group("expert"), self.world.group("context"),
+                              self.model.config.n_routed_experts // ranks)
+
+    def _owned(self) -> list[nn.Parameter]:
+        """Return the expert banks that this rank owns; none where experts are not spread."""
+        if self.world.degrees.expert == 1:
+            return []
+        return [p for module in self.model.modules() if isinstance(module, Experts) for p in module.parameters()]
+
+    def _shard(self) -> None:
+        """Shard all other parameters over the stage's ranks (FSDP2), block by block."""
+        mesh = self.world.data
+        if mesh.size() == 1:
+            return
+        owned = set(self._owned())
+        blocks: list[nn.Module] = [module for module in self.model.layers.modules() if isinstance(module, Block)]
+        for module in (*blocks, self.stage):
+            wrapped: FSDPModule = fully_shard(module, mesh=mesh, ignored_params=owned)
+            wrapped.set_gradient_divide_factor(1.0)
+            wrapped.set_force_sum_reduction_for_comms(True)  # a factor of one as a premultiplied sum is not in gloo
+            wrapped.set_custom_reduce_scatter(TreeReduceScatter())
+
+    def step(self, batch: Batch, objective: Objective) -> Losses:
+        """Run this rank's micro-batches and blocks of them; return the whole step's losses."""
+        self._loads.clear()
+        rank, ranks = self.world.data_index, self.world.degrees.num_data
+        whole = self.blocks.all().cut(batch)
+        tasks = [Task(self.blocks.cut(part), whole, objective) for part in batch.split(self.micro_batches)[rank::ranks]]
+        if self._pipeline is not None:
+            self._pipeline.run(tasks, self._after_forward, self._after_backward)
+        else:
+            for task in tasks:
+                loss = self.stage(None, task)
+                self._after_forward()
+                loss.backward()
+                self._after_backward()
+        self._grads.finish()
+        return self._global(tasks)
+
+    def _after_forward(self) -> None:
+        self._loads.add(self.model)
+
+    def _after_backward(self) -> None:
+        """Add up the owned experts' gradients over the ranks that own the same ones, and take all gradients."""
+        for parameter in self._owned():
+            if isinstance(parameter.grad, DTensor):
+                local = parameter.grad.to_local()
+                for axis in ("context", "shard"):
+                    local.copy_(all_sum(local, self.world.group(axis)))
+        self._grads.take()
+
+    def _global(self, tasks: list[Task]) -> Losses:
+        """Add up the losses of all ranks, in fp64."""
+        found = [task.losses for task in tasks if task.losses is not None]
+        own = {name: sum(float(losses.named[name]) for losses in found if name in losses.named)
+               for name in sorted({name for losses in found for name in losses.named})}
+        own["total"] = sum(float(losses.total) for losses in found)
+        everyone: list[Any] = [None] * self.num_ranks
+        dist.all_gather_object(everyone, own)
+        names = sorted({name for losses in everyone for name in losses})
+        sums = {name: torch.tensor(sum(losses.get(name, 0.0) for losses in everyone), dtype=torch.float32,
+                                   device=tasks[0].part.inputs_BL.device) for name in names}
+        return Losses(sums.pop("total"), sums)
+
+    def loads(self) -> list[tuple[MoE, Tensor]]:
+        counts = self._loads.of_layers()
+        if not counts:
+            return []
+        total = self.sum(torch.stack([count for _, count in counts]))
+        return list(zip((layer for layer, _ in counts), total.unbind(), strict=True))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return all_sum(tensor, self.world.data.get_group())
+
+    def grad_norm(self) -> Tensor:
+        owned, device = set(self._owned()), next(self.model.parameters()).device
+        first = self.world.at("shard") == 0 and self.world.at("context") == 0  # experts' gradients are on all of these
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None and (first or p not in owned)]
+        total = square_sum([_local(grad) for grad in grads], device)
+        dist.all_reduce(total)
+        return total.sqrt().float()
+
+    def full(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def local(self, whole: Tensor, like: Tensor) -> Tensor:
+        if not isinstance(like, DTensor):
+            return whole
+        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+    def describe(self) -> str:
+        blocks = f", sequences in {self.blocks.total} blocks" if self.blocks.total > 1 else ""
+        return (f"{self.num_ranks} processes ({self.world.degrees.describe()}), "
+                f"{self.micro_batches} micro-batches a step{blocks}")
+
+
+class Gradients:
+    """The gradients of a step: taken from the parameters after each micro-batch, put back as their tree sums."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = list(model.parameters())
+        self._sums: dict[nn.Parameter, RunningTree] = {}
+
+    def take(self) -> None:
+        """Take what one micro-batch's backward left."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                self._sums.setdefault(parameter, RunningTree()).add(parameter.grad)
+                parameter.grad = None
+
+    def finish(self) -> None:
+        """Give every parameter that got a gradient its sum."""
+        for parameter, tree in self._sums.items():
+            parameter.grad = tree.total()
+        self._sums = {}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
