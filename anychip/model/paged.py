@@ -141,7 +141,7 @@ class PagedBatch:
         if len(set(self.slots.tolist())) != len(self.slots):
             problems.append(f"slots {self.slots.tolist()} are not one a sequence")
         if (self.lengths < 1).any() or (self.starts < 0).any():
-            problems.append(f"lengths {self.lengths.tolist()} must be 1 or more, starts {self.starts.tolist()} 0 or more")
+            problems.append(f"lengths {self.lengths.tolist()} must be 1 or more, starts {self.starts.tolist()} 0 on")
         ends = self.starts + self.lengths
         if self.tables.shape[0] != len(self.slots) or ((ends - 1) // BLOCK >= self.tables.shape[1]).any():
             problems.append(f"tables of {self.tables.shape} blocks do not reach the tokens {ends.tolist()}")
