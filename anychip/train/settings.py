@@ -13,11 +13,12 @@ STAGES = ("dense", "indexer", "sparse")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training run. A step is `batch` sequences of `length` tokens, in `micro_batches` equal parts.
+    """One training run. A step is `batch` sequences of `length` tokens, in `micro_batches` equal parts
+    whose gradients are added up; `context_blocks` equal parts of a sequence are worked out apart.
 
-    **Rate**: up linearly over `warmup_steps`, constant, and from the share `decay_from` of the steps down by a cosine to
-    `min_rate` times `learning_rate`. **Optimizer**: "muon" (`momentum`; AdamW for what is no matrix) or "adamw" for all;
-    `weight_decay`, `betas`, `eps` and the gradient's `clip_norm`.
+    **Rate**: up linearly over `warmup_steps`, constant, and from the share `decay_from` of the steps down by a cosine
+    to `min_rate` times `learning_rate`. **Optimizer**: "muon" (`momentum`; AdamW for what is no matrix) or "adamw" for
+    all; `weight_decay`, `betas`, `eps` and the gradient's `clip_norm`.
 
     **Losses beside the next token's**: `mtp_weight` of the MTP block's (a third of it once the rate falls, 0 leaves it
     out), `balance_weight` of the experts' balance within a sequence, `indexer_weight` of the indexer's, where it
@@ -58,6 +59,7 @@ class TrainSettings:
     indexer_weight: float = 1e-2
     lengths: tuple[tuple[int, int], ...] = ()
     micro_batches: int = 1
+    context_blocks: int = 1
     recompute: bool = False
     fp4: bool = False
 
@@ -97,7 +99,7 @@ class TrainSettings:
 def _rules(s: TrainSettings) -> list[tuple[bool, str]]:
     """Return every rule and what is wrong where it does not hold."""
     at_least_one = [(getattr(s, name) >= 1, f"{name}={getattr(s, name)} must be at least 1")
-                    for name in ("steps", "batch", "length", "micro_batches")]
+                    for name in ("steps", "batch", "length", "micro_batches", "context_blocks")]
     at_least_zero = [(getattr(s, name) >= 0, f"{name}={getattr(s, name)} must not be negative")
                      for name in ("warmup_steps", "weight_decay", "mtp_weight", "balance_weight", "bias_speed",
                                   "dense_steps", "indexer_steps", "indexer_weight")]
