@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..ops import Ops
-from ..ops.experts import router_scores
 from .attention import Weight
 
 
@@ -71,6 +70,6 @@ class MoE(nn.Module):
         chosen, weight = ops.route(x_Td, gate.weight, self.topk, bias_E=gate.bias, ids_TK=fixed)
         if torch.is_grad_enabled():
             self.chosen = chosen.detach()
-            self.scores = router_scores(x_Td, gate.weight) if self.watch else None
+            self.scores = ops.router_scores(x_Td, gate.weight) if self.watch else None
         routed = ops.experts(x_Td, chosen, weight * self.scale, (self.experts.w13, self.experts.w2), self.limit)
         return routed + ops.mlp(x_Td, shared.w1.weight, shared.w3.weight, shared.w2.weight, self.limit)

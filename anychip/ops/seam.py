@@ -35,6 +35,7 @@ class Ops:
     compress = staticmethod(_compress.compress)
     index_topk = staticmethod(_index.index_topk)
     route = staticmethod(_experts.route)
+    router_scores = staticmethod(_experts.router_scores)
     mlp = staticmethod(_experts.mlp)
     experts = staticmethod(_experts.experts)
     hc_pre = staticmethod(_hyper.hc_pre)

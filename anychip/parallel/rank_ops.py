@@ -19,7 +19,8 @@ from .expert import ExpertExchange
 # What each op's positional arguments are: rows (cut by block), weight (copied by block), other (as it is).
 _KINDS = {
     "linear": "rw", "grouped_linear": "rw", "embed": "rw", "rms_norm": "rwo", "rope": "rrr", "norm_rope": "rworr",
-    "mlp": "rwwwo", "route": "rwo", "hc_pre": "rwo", "hc_post": "rrrr", "hc_head": "rwo", "cross_entropy": "rwr",
+    "mlp": "rwwwo", "route": "rwo", "router_scores": "rw", "hc_pre": "rwo", "hc_post": "rrrr", "hc_head": "rwo",
+    "cross_entropy": "rwr",
 }
 
 
