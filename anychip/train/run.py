@@ -1,136 +1,137 @@
-"""A training run in a folder: losses line by line, saves, and an exact continuation after any interruption."""
+"""A training run in a folder: an exact continuation after any interruption, and another attempt after any fault."""
 
 from __future__ import annotations
 
-import gc
-import json
-import os
+import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..checkpoint import digest, load_checkpoint, save_checkpoint
 from ..chips import Chip
 from ..config import ModelConfig
 from ..errors import InputError
 from ..model import Transformer, initialize
-from ..text.batches import TokenBatches
+from ..ops import Ops
 from ..text.tokenizer import Tokenizer
-from .saves import MODEL, PARTIAL, clear_partial, restore, save, save_folder, saved_steps
+from .attempt import Attempt
+from .care import Care, Ranks
+from .fault import Fault
+from .folder import Events, open_folder, read_losses
+from .guard import decide
+from .position import Batches
+from .saves import MODEL, clear_partial, load_weights, save_folder, saved_steps
 from .settings import TrainSettings
-from .trainer import StepResult, Trainer
+from .trainer import StepResult
 
-RUN, LOSSES = "run.json", "loss.jsonl"
+__all__ = ["Run", "export", "read_losses", "train"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, on what: everything that the losses depend on. Weights start from `settings.seed`."""
+    """What is trained, on what: everything that the losses depend on.
+
+    Weights start from `settings.seed`, or from the checkpoint folder `start` (publisher's or transformers' layout).
+    """
 
     config: ModelConfig
     tokenizer: Tokenizer
-    batches: TokenBatches
+    batches: Batches
     settings: TrainSettings
+    start: Path | None = None
 
     def identity(self, chip: Chip) -> dict[str, Any]:
-        """Return what two runs must share to be one run."""
+        """Return what two runs must share to be one run. How many processes share the work is not in it."""
         return {"anychip": __version__, "chip": chip.name, "config": self.config.to_dict(),
-                "settings": asdict(self.settings), "tokenizer": self.tokenizer.digest, "tokens": self.batches.digest}
+                "settings": asdict(self.settings), "tokenizer": self.tokenizer.digest, "tokens": self.batches.digest,
+                "start": digest(self.start) if self.start else None}
+
+    def begin(self, model: Transformer) -> None:
+        """Give a model the weights that the run starts from. Raises CheckpointError where `start` does not fit."""
+        if self.start is None:
+            initialize(model, self.settings.seed)
+        else:
+            load_checkpoint(self.start, model)
 
 
-def train(run: Run, chip: Chip, out: str | Path, *, save_every: int = 200,
-          report: Callable[[StepResult], None] = lambda result: None) -> Path:
+def train(run: Run, chip: Chip, out: str | Path, *, save_every: int | None = None,
+          report: Callable[[StepResult], None] = lambda result: None, care: Care | None = None,
+          ranks: Ranks | None = None) -> Path:
     """Train in folder `out`, from its last save where it has one; return the final checkpoint's folder.
 
-    `loss.jsonl` gets one line a step. A resumed run takes the very steps that an unbroken one would have taken, so
-    the losses are the same bit for bit on the same machine with the same number of threads. A finished run is left
-    as it is. Raises InputError where `out` holds another run or something else, or cannot be written; Diverged
-    where a step is not finite (nothing of that step is saved).
+    A resumed run takes the very steps that an unbroken one would have taken, so the losses are the same bit for bit
+    on the same machine with the same threads and layout. After a fault (see `FaultKind`) the run goes on from its
+    last save; `events.jsonl` says so. A finished run is left as it is. Every rank of `ranks` calls it. Raises
+    InputError where `out` holds another run or something else, or cannot be written; Stopped where going on is of no
+    use; Fault where this process alone must end and be started again.
     """
-    out = Path(out)
-    done = _open_folder(out, run.identity(chip), save_every)
-    trainer = _make_trainer(run, chip)
-    if done:
-        restore(trainer, out, done)
-    gc.freeze()  # what exists now lives to the end: searching it for garbage costs 8 % of a small model's step
-    with (out / LOSSES).open("a", encoding="utf-8") as losses:
-        while trainer.steps_done < run.settings.steps:
-            result = trainer.step()
-            losses.write(json.dumps(asdict(result)) + "\n")
-            losses.flush()
-            if trainer.steps_done % save_every == 0 or trainer.steps_done == run.settings.steps:
-                os.fsync(losses.fileno())  # a save must not outlive the losses that led to it
-                save(trainer, out, run.tokenizer)
-            report(result)
+    out, ranks, care = Path(out), ranks or Ranks(), care or Care()
+    if save_every is not None:
+        care = dataclasses.replace(care, save_every=save_every)
+    ranks.first(lambda: _open(out, run, chip))
+    while not ranks.first(lambda: _is_finished(out, run)):
+        attempt = Attempt(run, chip, out, care, ranks)
+        try:
+            attempt.go(report)
+        except Fault as fault:
+            _after(fault, attempt)
+    ranks.first(lambda: _finish(out, run, chip.ops()))
     return save_folder(out, run.settings.steps) / MODEL
 
 
-def read_losses(out: str | Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a run's `loss.jsonl`; a line that was cut off by a kill is left out."""
-    path = Path(out) / LOSSES
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+def export(save: Path, config: ModelConfig, ops: Ops, folder: Path, *, tokenizer: Tokenizer,
+           format: str = "fp32") -> None:
+    """Write a save's model to `folder` in the publisher's layout (fp32, bf16, fp8 or fp4), whole or not at all.
+
+    The whole model must fit into this process, whatever number of ranks wrote the save. Raises CheckpointError where
+    the save is damaged, InputError where `folder` cannot be written.
+    """
+    model = Transformer(config, ops)
+    load_weights(save, model)
+    save_checkpoint(model, config, folder, tokenizer=tokenizer, format=format)
 
 
-def _make_trainer(run: Run, chip: Chip) -> Trainer:
+def _open(out: Path, run: Run, chip: Chip) -> None:
+    _check_vocabulary(run)
+    open_folder(out, run.identity(chip))
+    clear_partial(out)
+
+
+def _check_vocabulary(run: Run) -> None:
     if run.tokenizer.vocab_size > run.config.vocab_size:
         raise InputError(f"the tokenizer has {run.tokenizer.vocab_size} tokens, the model {run.config.vocab_size} "
                          "(vocab_size): choose the tokenizer that belongs to the model")
-    model = Transformer(run.config, chip.ops())
-    initialize(model, run.settings.seed)
-    return Trainer(model, chip, run.batches, run.settings)
 
 
-def _open_folder(out: Path, identity: dict[str, Any], save_every: int) -> int:
-    """Make or check the run's folder and return the step to go on from; losses after it are cut off."""
-    if save_every < 1:
-        raise InputError(f"save_every={save_every} must be at least 1")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / RUN).is_file():
-            _check_same(out, identity)
-        elif any(path.name != RUN + PARTIAL for path in out.iterdir()):  # what a kill at the start leaves is no content
-            raise InputError(f"{out} is not empty and holds no training run (no {RUN}): choose another folder")
-        else:
-            _write_whole(out / RUN, json.dumps(identity, indent=1, ensure_ascii=False) + "\n")
-        clear_partial(out)
-        done = max(saved_steps(out), default=0)
-        _cut_losses(out, done)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another folder") from error
-    return done
+def _is_finished(out: Path, run: Run) -> bool:
+    return run.settings.steps in saved_steps(out)
 
 
-def _check_same(out: Path, identity: dict[str, Any]) -> None:
-    try:
-        found = json.loads((out / RUN).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{out / RUN} is not JSON ({error}): choose another folder") from error
-    wanted = json.loads(json.dumps(identity))
-    differing = list(_differences(found, wanted))
-    if differing:
-        raise InputError(f"{out} holds another run, which cannot be resumed with these settings:\n  "
-                         + "\n  ".join(differing) + "\n  -> give the run's own settings, or another folder")
+def _finish(out: Path, run: Run, ops: Ops) -> None:
+    """Export the last save's model, once."""
+    save = save_folder(out, run.settings.steps)
+    if not (save / MODEL).is_dir():
+        export(save, run.config, ops, save / MODEL, tokenizer=run.tokenizer)
+        Events(out).add("finished", step=run.settings.steps)
 
 
-def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        names = sorted(found.keys() | wanted.keys())
-        return [line for name in names
-                for line in _differences(found.get(name), wanted.get(name), f"{where}.{name}".lstrip("."))]
-    return [] if found == wanted else [f"{where}: the folder has {found!r}, asked for is {wanted!r}"]
+def _after(fault: Fault, attempt: Attempt) -> None:
+    """Note a fault and what is done about it. Raises Stopped where nothing helps, the fault where this rank must
+    end."""
+    ranks, events, batch = attempt.ranks, attempt.events, attempt.batch
 
+    def note() -> None:
+        before = events.all()
+        events.add("fault", kind=fault.kind.value, step=fault.step, batch=batch, ranks=list(fault.ranks),
+                   message=fault.message)
+        skip = decide(fault, batch, before)
+        if skip is not None:
+            events.add("skip", batch=skip, step=fault.step)
 
-def _cut_losses(out: Path, done: int) -> None:
-    kept = read_losses(out)[:done]
-    if [line["step"] for line in kept] != list(range(done)):
-        raise InputError(f"{out / LOSSES} does not hold the {done} steps of the last save: restore the file, or choose "
-                         "another folder")
-    _write_whole(out / LOSSES, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    if not fault.everywhere:
+        note()
+        raise fault
+    attempt.abandon()
+    ranks.first(note)

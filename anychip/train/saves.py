@@ -1,9 +1,10 @@
-"""Saves of a training run: a checkpoint, the optimizer's state and the step, in one folder that appears whole.
+"""Saves of a training run: begun in a moment, written in the background, kept k deep, read by any number of ranks.
 
-    OUT/step-00000200/model/                  the publisher's layout, fp32: what `--model` takes
-    OUT/step-00000200/optimizer.safetensors   the optimizer's tensors by `<parameter>/<name>`
+    OUT/step-00000200/         one save (see `shards`): model, optimizer, and the position in the data
+    OUT/step-00000300/model/   of a finished run: the model in the publisher's layout, fp32, what `--model` takes
 
-A save is written beside its place and renamed into it, so a process killed at any instant leaves the last one.
+Everything goes through torch.distributed.checkpoint. A save that cannot be read is set aside under a name that says
+so, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -11,22 +12,36 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save
 
-from ..checkpoint import load_checkpoint, save_checkpoint
 from ..errors import CheckpointError, InputError
-from ..text.tokenizer import Tokenizer
+from .shards import PARTIAL, ShardReader, ShardWriter, read_record
 from .trainer import Trainer
 
 _NAME = re.compile(r"step-(\d{8,})")
-PARTIAL = ".partial"
-OPTIMIZER = "optimizer.safetensors"
-MODEL = "model"
+MODEL, UNREADABLE = "model", ".unreadable"
+_MODEL_KEY, _OPTIMIZER_KEY = "model.", "optimizer."
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: steps taken, and the numbers of the batches that were skipped."""
+
+    step: int
+    skipped: tuple[int, ...] = ()
 
 
 def save_folder(out: Path, step: int) -> Path:
@@ -40,66 +55,158 @@ def saved_steps(out: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def save(trainer: Trainer, out: Path, tokenizer: Tokenizer) -> Path:
-    """Write the trainer's state after its last step, then remove older saves. Returns the save's folder.
-
-    Raises CheckpointError where a weight is not finite and InputError where the folder cannot be written; older
-    saves then stay.
-    """
-    target = save_folder(out, trainer.steps_done)
-    partial = target.with_name(target.name + PARTIAL)
-    try:
-        clear_partial(out)
-        partial.mkdir(parents=True)
-        model = trainer.model
-        save_checkpoint(model, model.config, partial / MODEL, tokenizer=tokenizer, format="fp32")
-        save_file(_optimizer_tensors(trainer), partial / OPTIMIZER)
-        for path in (partial / OPTIMIZER, partial):
-            _sync(path)
-        os.replace(partial, target)
-        _sync(out)
-        for step in saved_steps(out):
-            if step < trainer.steps_done:
-                shutil.rmtree(save_folder(out, step))
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {target}: {reason}; the last whole save stays. Free the disk "
-                         "or choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def restore(trainer: Trainer, out: Path, step: int) -> None:
-    """Bring the trainer to the state of a save. Raises CheckpointError where the save is damaged."""
-    folder = save_folder(out, step)
-    load_checkpoint(folder / MODEL, trainer.model)
-    path = folder / OPTIMIZER
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; remove {folder} to go back to the start") from error
-    try:
-        trainer.optimizer.load_state_dict(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    trainer.steps_done = step
-
-
 def clear_partial(out: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for path in out.glob(f"step-*{PARTIAL}"):
-        shutil.rmtree(path)
+    """Remove what a killed process left half-written or half-removed."""
+    for path in out.glob(f"*{PARTIAL}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in trainer.optimizer.state_dict().items()}
+class Saver:
+    """Writes a run's saves, one at a time, beside the training.
+
+    `group` is a process group of its own with a CPU backend (None: one process). `keep` saves are kept. `committed`
+    is called with the position when a save has become visible, `before` just before: both on the first rank only, in
+    the background.
+    """
+
+    def __init__(self, out: Path, keep: int, group: dist.ProcessGroup | None = None, *,
+                 before: Callable[[], None] = lambda: None,
+                 committed: Callable[[Position], None] = lambda position: None) -> None:
+        self.out, self.keep, self._group, self._committed = out, keep, group, committed
+        self.writer = ShardWriter(before, self._after)
+        self._stager = DefaultStager(StagingOptions(False, False, False, False))  # its buffers serve every save
+        self._pending: tuple[Position, Future[Any]] | None = None
+
+    def begin(self, trainer: Trainer, position: Position) -> None:
+        """Copy the state and write the copy in the background; waits for the save before it. Raises as `wait`."""
+        self.wait()
+        self._position = position
+        self.writer.record = {"step": position.step, "skipped": list(position.skipped),
+                              "placement": trainer.placement.describe()}
+        response = async_save(state(trainer), checkpoint_id=save_folder(self.out, position.step),
+                                  storage_writer=self.writer, async_stager=self._stager,
+                                  process_group=self._group, no_dist=self._group is None)
+        self._pending = position, response.upload_completion if isinstance(response, AsyncSaveResponse) else response
+
+    def wait(self) -> None:
+        """Wait until the save under way is on the disk. Raises InputError where it could not be written."""
+        if self._pending is None:
+            return
+        (position, future), self._pending = self._pending, None
+        target = save_folder(self.out, position.step)
+        try:
+            future.result()
+        except CheckpointException as error:
+            if self._group is None or dist.get_rank(self._group) == 0:
+                shutil.rmtree(target.with_name(target.name + PARTIAL), ignore_errors=True)
+            reasons = sorted({f"rank {rank}: {_reason(wrapped[0])}" for rank, wrapped in error.failures.items()})
+            raise InputError(f"cannot write {target}: {'; '.join(reasons)}; the saves before it stay. Free the disk or "
+                             "choose another folder") from error
+
+    def close(self) -> None:
+        """Wait for the save under way and let go of the buffers."""
+        try:
+            self.wait()
+        finally:
+            self._stager.close()
+
+    def _after(self) -> None:
+        for step in saved_steps(self.out)[: -self.keep]:
+            remove_save(self.out, step)
+        self._committed(self._position)
 
 
-def _sync(path: Path) -> None:
-    """Push a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def remove_save(out: Path, step: int) -> None:
+    """Remove a save so that it is never seen half-removed."""
+    doomed = save_folder(out, step).with_name(save_folder(out, step).name + PARTIAL)
+    os.replace(save_folder(out, step), doomed)
+    shutil.rmtree(doomed)
+
+
+def state(trainer: Trainer) -> dict[str, Tensor]:
+    """Return everything that a run's next step depends on: the model's tensors and the optimizer's, by name."""
+    model = {_MODEL_KEY + name: tensor.detach() for name, tensor in trainer.model.state_dict(keep_vars=True).items()}
+    optimizer = trainer.optimizer.state_dict()
+    return model | {_OPTIMIZER_KEY + key: tensor for key, tensor in optimizer.items()}
+
+
+def restore(trainer: Trainer, out: Path, group: dist.ProcessGroup | None = None, *,
+            unreadable: Callable[[int, str], None] = lambda step, reason: None) -> Position | None:
+    """Bring the trainer to the newest save that can be read; return its position, None where there is no save.
+
+    Every rank calls it. A save with a damaged or missing file is set aside, `unreadable(step, reason)` told of it,
+    and the one before is taken. Raises CheckpointError where saves exist and none can be read.
+    """
+    steps = saved_steps(out)
+    reasons: list[str] = []
+    for step in reversed(steps):
+        folder = save_folder(out, step)
+        try:
+            _load(trainer, folder, group)
+            record = read_record(folder)
+            return Position(int(record["step"]), tuple(record["skipped"]))
+        except (CheckpointException, CheckpointError) as error:
+            reasons.append(_damage(error))
+            unreadable(step, reasons[-1])
+            _set_aside(folder, group)
+    if reasons:
+        raise CheckpointError(f"none of the saves in {out} can be read: {'; '.join(reasons)}. They were renamed to end "
+                              f"in {UNREADABLE}; the same command again starts from step 0")
+    return None
+
+
+def load_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Read a save's weights into a whole model in one process. Raises CheckpointError where they are damaged."""
+    tensors = {_MODEL_KEY + name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        load(tensors, storage_reader=ShardReader(folder), no_dist=True)
+    except CheckpointException as error:
+        raise CheckpointError(_damage(error)) from error
+
+
+def _load(trainer: Trainer, folder: Path, group: dist.ProcessGroup | None) -> None:
+    metadata = ShardReader(folder).read_metadata()
+    model = {_MODEL_KEY + name: tensor.detach()
+             for name, tensor in trainer.model.state_dict(keep_vars=True).items()}
+    optimizer = _empty_like_saved(trainer, metadata)
+    load(model | {_OPTIMIZER_KEY + key: tensor for key, tensor in optimizer.items()},
+             storage_reader=ShardReader(folder), process_group=group, no_dist=group is None)
+    trainer.optimizer.load_state_dict(optimizer)
+
+
+def _empty_like_saved(trainer: Trainer, metadata: Metadata) -> dict[str, Tensor]:
+    """Return tensors for this rank's part of the optimizer's saved state, laid out as the parameters are here."""
+    parameters, found = dict(trainer.model.named_parameters()), {}
+    for key, saved in metadata.state_dict_metadata.items():
+        name = key.removeprefix(_OPTIMIZER_KEY).rpartition("/")[0]
+        if key.startswith(_OPTIMIZER_KEY) and name in parameters and isinstance(saved, TensorStorageMetadata):
+            like, dtype = parameters[name].detach(), saved.properties.dtype
+            found[key.removeprefix(_OPTIMIZER_KEY)] = (
+                torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format) if saved.size == like.shape
+                else torch.zeros(saved.size, dtype=dtype))
+    return found
+
+
+def _damage(error: CheckpointException | CheckpointError) -> str:
+    """Return what is damaged. Raises the error again where it is no damage of files."""
+    if isinstance(error, CheckpointError):
+        return str(error)
+    causes = [wrapped[0] for wrapped in error.failures.values()]
+    if not all(isinstance(cause, CheckpointError) for cause in causes):
+        raise error
+    return "; ".join(sorted({str(cause) for cause in causes}))
+
+
+def _set_aside(folder: Path, group: dist.ProcessGroup | None) -> None:
+    if group is not None:
+        dist.barrier(group)  # every rank has seen the damage before the folder moves
+    if group is None or dist.get_rank(group) == 0:
+        aside = folder.with_name(folder.name + UNREADABLE)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+    if group is not None:
+        dist.barrier(group)
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error)

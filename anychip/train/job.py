@@ -1,0 +1,83 @@
+"""A run as something that can be sent to other processes, and what one of them does with it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from ..chips import open_chip
+from ..errors import AnychipError
+from .care import Care, Place, Ranks, alone
+from .fault import Fault
+from .pulse import Pulse
+from .run import Run, train
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
+TIMEOUT = timedelta(minutes=30)  # of a collective; a rank that hangs is ended long before
+SAID = 17  # the exit code of a rank that has written its own fault
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank does: `make(**arguments)` gives the run (both can be pickled), and the rest says how.
+
+    `threads` are those of a rank (None: the machine's cores shared evenly).
+    """
+
+    make: Callable[..., Run]
+    arguments: dict[str, Any]
+    chip: str
+    out: Path
+    care: Care = field(default_factory=Care)
+    place: Callable[[], Place] | None = None
+    threads: int | None = None
+
+
+def work(job: Job, beats: str | None = None) -> str | AnychipError:
+    """Be one rank: join the others, train, return the checkpoint's folder, or the error that ends the run for all.
+
+    Rank, number of ranks and where to meet are read as torch elastic and torchrun give them. A fault that only this
+    rank knows of ends this process.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by DCP, of what was asked for
+    rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    torch.set_num_threads(job.threads or max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    heart = Pulse(Path(beats), local).start() if beats else None
+    chip = open_chip(job.chip)
+    if chip.device.type != "cpu":
+        getattr(torch, chip.device.type).set_device(local)
+    _join(rank, world, BACKENDS[chip.device.type])
+    place = job.place() if job.place else alone
+    ranks = Ranks(rank, dist.new_group(backend="gloo") if world > 1 else None, place, heart, supervised=True)
+    try:
+        answer: str | AnychipError = str(train(job.make(**job.arguments), chip, job.out, care=job.care, ranks=ranks))
+    except AnychipError as error:
+        answer = error
+    except Fault as fault:
+        print(f"rank {rank} ends: {fault.message}", file=sys.stderr, flush=True)
+        os._exit(SAID)  # threads that wait for other ranks must not keep this process
+    if heart is not None:
+        heart.stop()
+    ranks.barrier()
+    dist.destroy_process_group()
+    gc.collect()
+    return answer
+
+
+def _join(rank: int, world: int, backend: str) -> None:
+    """Meet the other ranks under keys of this attempt only: the agent's store outlives a restart."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(backend, store=PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=world,
+                            timeout=TIMEOUT)
