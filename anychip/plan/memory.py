@@ -7,9 +7,11 @@ Activations are what the ops keep for backward (`keep.py`), for the micro-batche
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import ConfigError
 from .cluster import Cluster
+from .keep import kept_bytes
 from .models import Model
 from .parallel import Parallel
 from .train import TrainJob, rank_parameters
@@ -107,10 +109,9 @@ def kept_per_layer(work: Work, name: str, p: Parallel) -> float:
     return work.parts[name].kept / ranks
 
 
+@lru_cache(maxsize=4096)
 def _products_inputs(work: Work, name: str) -> float:
     """What is left when norms, mixing and the experts' gate and up products are computed again."""
-    from .keep import kept_bytes
-
     kept = [call for call in work.parts[name].calls if call.op in ("linear", "attention", "dense_attention", "hc_pre",
                                                                    "experts", "mlp", "grouped_linear")]
     return kept_bytes(kept) - sum(2.0 * call.arguments[1].numel() * call.arguments[3][0].shape[1]

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from ..chips.facts import load_facts
 from ..errors import AnychipError, InputError
 from .cluster import Cluster, usual_cluster
 from .models import Model, find_model
-from ..chips.facts import load_facts
 
 COLUMNS = ("id", "system", "model", "chip", "n_chips", "task", "parallelism", "seq_len", "batch_tokens", "precision",
            "metric", "value", "unit", "source", "note")

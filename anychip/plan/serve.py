@@ -98,8 +98,12 @@ def plan_decode(model: Model, cluster: Cluster, serving: Serving, traffic: Traff
 
 
 def plan_prefill(model: Model, cluster: Cluster, serving: Serving, length: int, tokens_per_device: int, *,
-                 balanced: bool = False, hit: float = 0.0, c: Constants | None = None) -> ServePlan:
-    """Plan prefill passes of `tokens_per_device` new tokens in prompts of `length`, of which `hit` is cached."""
+                 balanced: bool = False, hit: float = 0.0, online: bool = False, c: Constants | None = None
+                 ) -> ServePlan:
+    """Plan prefill passes of `tokens_per_device` new tokens in prompts of `length`, of which `hit` is cached.
+
+    Raises InputError for a hit rate that leaves nothing to compute.
+    """
     c = c or constants()
     if not 0 <= hit < 1:
         raise InputError(f"a prefix hit rate of {hit} leaves nothing to compute; it must be from 0 to below 1")
@@ -112,6 +116,8 @@ def plan_prefill(model: Model, cluster: Cluster, serving: Serving, length: int, 
     parts = _pass_parts(work, cluster, serving, (r, c), load)
     parts["drafts"] = 0.0
     parts["scheduling"] = c[f"serve.step_{_vendor(cluster)}"]
+    if online:
+        parts["coming and going"] = sum(parts.values()) * (c["serve.online"] - 1)
     step = sum(parts.values())
     return ServePlan(model.name, cluster, serving, "prefill", step, tokens / step, parts, load,
                      max(parts, key=lambda name: parts[name]), step)

@@ -13,7 +13,7 @@ from .models import Model
 from .rows import Row, Unusable, first_number, row_cluster, row_model
 from .serve import ServePlan, Traffic, largest_batch, plan_decode, plan_prefill
 
-_ONLINE = ("online", "slow-down", "production", "pd", "mixed", "sglang on ascend", "omniinfer", "vllm-ascend 2p1d",
+_ONLINE = ("online", "deepseek blog", "slow-down", "production", "sglang on ascend", "omniinfer", "vllm-ascend 2p1d",
            "vllm-ascend 1p1d")
 
 
@@ -47,7 +47,8 @@ class ServeCase:
         """Return the plan that the row asks for."""
         if self.traffic is None:
             return plan_prefill(self.model, self.cluster, self.serving, self.length, self.tokens,
-                                balanced=_balanced(self.row), hit=self.hit, c=c)
+                                balanced=_balanced(self.row), hit=self.hit,
+                                online=_online(self.row), c=c)
         if self.traffic.sequences > 0 and self.row["batch_tokens"]:
             return plan_decode(self.model, self.cluster, self.serving, self.traffic, c=c)
         try:
@@ -81,9 +82,8 @@ def serve_case(row: Row) -> ServeCase:
                          max(int(share), 256))
     drafts, accepted = _drafts(row)
     prompt, answer = _request(row)
-    online = any(word in row.words for word in _ONLINE)
     context = prompt + answer // 2 if answer else length
-    traffic = Traffic(_sequences(row, cluster), max(context, 1), drafts, accepted, _balanced(row), online)
+    traffic = Traffic(_sequences(row, cluster), max(context, 1), drafts, accepted, _balanced(row), _online(row))
     averaged = "averaged over all" in row.words or "colocated" in row.words
     return ServeCase(row, model, cluster, serving, traffic, published, per_chip, _latency(row), length, 0,
                      prompt=prompt if averaged else 0, answer=answer if averaged else 0)
@@ -163,6 +163,11 @@ def _drafts(row: Row) -> tuple[int, float]:
 def _balanced(row: Row) -> bool:
     """Tell whether the experts' load was even: forced, or a profile made so (the DeepSeek profiles, cann-recipes)."""
     return any(word in row.words for word in ("eplb", "balance", "perfect", "deepseek profile", "cann-recipes"))
+
+
+def _online(row: Row) -> bool:
+    """Tell whether real requests came and went, rather than full batches of equal ones."""
+    return any(word in row.words for word in _ONLINE)
 
 
 def _request(row: Row) -> tuple[int, int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from ..errors import ConfigError
 from .cluster import Cluster
 from .collectives import Group, all_gather_s, send_s
 from .constants import Constants, constants
+from .cut import Share, cut
 from .imbalance import expert_load
 from .layer_times import LayerTime, layer_times
 from .models import Model
@@ -90,23 +90,34 @@ def plan_train(model: Model, cluster: Cluster, parallel: Parallel, job: TrainJob
     c = c or constants()
     work = model.work(Batch(parallel.micro_batch, job.length, training=True))
     parallel.check(work.shape, len(work.layers), cluster.count, job.sequences)
+    times = job_times(work, cluster, parallel, job, c)
+    return assemble(model, work, times, (cluster, parallel, job), c, trace=trace)
+
+
+def job_times(work: Work, cluster: Cluster, p: Parallel, job: TrainJob, c: Constants) -> dict[str, LayerTime]:
+    """Return every part's times of a micro-batch: they depend on tensor, context, expert, micro_batch, recompute."""
     r = _stacked(rates(cluster.facts, job.precision, c, graphs=job.graphs,
                        attention_kernels="torch" if job.stack in ("torchtitan", "automodel") else ""), c, job.stack)
-    slowest = 1 + c["train.jitter"] * math.sqrt(2 * math.log(max(cluster.count, 2)))
     r = replace(r, weight_width=WIDTHS[job.precision], expert_width=WIDTHS[job.precision])
+    return layer_times(work, cluster, p, (r, c), overlapped=job.overlapped and not work.shape.experts)
+
+
+def assemble(model: Model, work: Work, times: dict[str, LayerTime], asked: tuple[Cluster, Parallel, TrainJob],
+             c: Constants, *, trace: bool) -> TrainPlan:
+    """Put a step together from its layers' times: placing, schedule, gradients, optimizer."""
+    cluster, parallel, job = asked
     load = 1.0 if job.balanced else expert_load(work, parallel, c)
-    times = layer_times(work, cluster, parallel, (r, c), overlapped=job.overlapped and not work.shape.experts)
-    chunks = place_layers(work, times, parallel, c, load)
+    slowest = 1 + c["train.jitter"] * math.sqrt(2 * math.log(max(cluster.count, 2)))
+    chunks = [(forward * slowest, backward * slowest)
+              for forward, backward in place_layers(work, times, parallel, c, load)]
     micros = parallel.micro_batches(job.sequences)
-    chunks = [(forward * slowest, backward * slowest) for forward, backward in chunks]
     pipeline, timeline, busy = _pipeline(work, cluster, parallel, (chunks, micros), trace=trace)
-    gradients = _gradients_s(work, cluster, parallel, micros, c)
+    gradients = _gradients_s(work, cluster, parallel, (micros, busy), c)
     optimizer = _optimizer_s(work, cluster, parallel)
-    step_s = pipeline + gradients + optimizer + c["train.step_overhead"]
     parts = {"compute and transfers": busy, "pipeline bubble": pipeline - busy, "gradients": gradients,
              "optimizer": optimizer, "between steps": c["train.step_overhead"]}
-    return TrainPlan(model.name, cluster, parallel, job, step_s, parts, 1 - busy / pipeline, load,
-                     train_flops(model, job), timeline)
+    return TrainPlan(model.name, cluster, parallel, job, sum(parts.values()), parts, 1 - busy / pipeline, load,
+                     train_flops(work, job), timeline)
 
 
 def _stacked(r: Rates, c: Constants, stack: str) -> Rates:
@@ -115,19 +126,10 @@ def _stacked(r: Rates, c: Constants, stack: str) -> Rates:
     return replace(r, low=r.low * share, wide=r.wide * share, bytes_per_s=r.bytes_per_s * share)
 
 
-@lru_cache(maxsize=1024)
-def flops_per_token(name: str, length: int) -> float:
-    """Return the model FLOPs of one trained token, forward and backward, from the ops' costs."""
-    from .cut import Share, cut
-    from .models import find_model
-
-    work = find_model(name).work(Batch(1, length, training=True))
-    return 3 * sum(cut(work.parts[part], Share()).total("flops") * n for part, n in work.count.items()) / length
-
-
-def train_flops(model: Model, job: TrainJob) -> float:
-    """Return the model FLOPs of one step."""
-    return flops_per_token(model.name, job.length) * job.tokens
+def train_flops(work: Work, job: TrainJob) -> float:
+    """Return the model FLOPs of one step, forward and backward, from the ops' costs; no recomputation."""
+    forward = sum(cut(work.parts[name], Share()).total("flops") * n for name, n in work.count.items())
+    return 3 * forward / work.batch.tokens * job.tokens
 
 
 def place_layers(work: Work, times: dict[str, LayerTime], p: Parallel, c: Constants, load: float
@@ -163,11 +165,8 @@ def _pipeline(work: Work, cluster: Cluster, p: Parallel, loaded: tuple[Sequence[
     rows = work.batch.tokens / (p.context * p.tensor)
     hop = 0.0 if p.pipeline == 1 else send_s(
         cluster, p.devices // p.pipeline, rows * work.shape.hidden * work.shape.streams * 2.0)
-    if p.pipeline == 1:
-        busy = micros * sum(f + b for f, b in chunks)
-        return busy, None, busy
     if not trace:
-        return (*_closed_form(chunks, micros, p, hop),)
+        return _closed_form(chunks, micros, p, hop)
     timeline = simulate_schedule(chunks, micros, p, hop)
     return timeline.makespan_s, timeline, timeline.busy_s
 
@@ -189,9 +188,7 @@ def simulate_schedule(chunks: Sequence[tuple[float, float]], micros: int, p: Par
     def seconds(task: Task) -> float:
         total = 0.0
         for kind, chunk, _ in task.units:
-            mirrored = chunk if chunk < count else count - 1 - (chunk - count)
             forward, backward = chunks[chunk if chunk < count else chunk - count]
-            del mirrored
             total += {"F": forward, "B": backward, "b": backward / 2, "w": backward / 2}[kind]
         return total
 
@@ -200,8 +197,12 @@ def simulate_schedule(chunks: Sequence[tuple[float, float]], micros: int, p: Par
                     pipeline_needs(count, mirrored=mirrored), hop)
 
 
-def _gradients_s(work: Work, cluster: Cluster, p: Parallel, micros: int, c: Constants) -> float:
-    """Exposed seconds of summing gradients and gathering weights over the data-parallel ranks."""
+def _gradients_s(work: Work, cluster: Cluster, p: Parallel, hidden_by: tuple[int, float], c: Constants) -> float:
+    """Exposed seconds of summing gradients and gathering weights over the data-parallel ranks.
+
+    `hidden_by` are the micro-batches and the seconds of compute behind which transfers can hide, at most all of them.
+    """
+    micros, busy = hidden_by
     dense, expert = rank_parameters(work, p)
     seconds = 0.0
     for count, size, stride in ((dense, p.dense_group, p.tensor), (expert, p.expert_group, p.expert)):
@@ -209,7 +210,8 @@ def _gradients_s(work: Work, cluster: Cluster, p: Parallel, micros: int, c: Cons
             once = all_gather_s(cluster, Group(size, stride), count * 2.0) / c["train.link"]
             # FSDP gathers the weights for each forward and backward, and sums the gradients once
             seconds += once * ((2 * micros + 1) if p.shard == "full" else 2)
-    return seconds * c["train.exposed_sharded" if p.shard == "full" else "train.exposed_data"]
+    share = c["train.exposed_sharded" if p.shard == "full" else "train.exposed_data"]
+    return max(seconds * share, seconds - busy)
 
 
 def rank_parameters(work: Work, p: Parallel) -> tuple[float, float]:

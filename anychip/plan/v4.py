@@ -85,7 +85,8 @@ def _run(config: ModelConfig, batch: Batch) -> tuple[list[tuple[str, Call]], Tra
         *positional, named = arguments
         own = next((names[id(t)] for t in flat_tensors(tuple(positional)) if id(t) in names), event.op)
         reads = any(t.untyped_storage()._cdata in cached for t in flat_tensors(tuple(positional)))
-        calls.append((event.layer, Call(event.op, own, _split(event, own, positional), tuple(positional), named, reads)))
+        split = _split(event, own, positional)
+        calls.append((event.layer, Call(event.op, own, split, tuple(positional), named, reads)))
 
     with torch.device("meta"):
         model = Transformer(config, RecordedOps(ShapeOps(), Recorder(watch=keep), Kind.SIMULATED)).to(torch.bfloat16)
@@ -154,7 +155,7 @@ def _split(event: Event, name: str, arguments: list[Any]) -> Split:
 
 def _weights(model: Transformer, part: str, distinct: list[str]) -> Iterable[Weight]:
     """The parameters of one part; the head part also holds the final norm and the streams' mixing."""
-    starts = {kind: (f"layers.{i}.",) for i, kind in enumerate(distinct)}
+    starts: dict[str, tuple[str, ...]] = {kind: (f"layers.{i}.",) for i, kind in enumerate(distinct)}
     starts |= {"embed": ("embed.",), "head": ("head.", "norm.", "hc_head"), "mtp": ("mtp.",)}
     for name, parameter in model.named_parameters():
         if name.startswith(starts[part]):

@@ -85,8 +85,8 @@ class Batch:
     training: bool = False
 
     def __post_init__(self) -> None:
-        wrong = [f"{name}={value}" for name, value, least in (
-            ("sequences", self.sequences, 1), ("length", self.length, 1), ("context", self.context, 0)) if value < least]
+        least = (("sequences", self.sequences, 1), ("length", self.length, 1), ("context", self.context, 0))
+        wrong = [f"{name}={value}" for name, value, lowest in least if value < lowest]
         if wrong:
             raise InputError(f"no pass has {', '.join(wrong)}; sequences and length start at 1, context at 0")
 
