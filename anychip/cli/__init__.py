@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import card, chips, conform, convert, doctor, gap, generate, kernels, serve, train
+from . import card, chips, conform, convert, doctor, eval, gap, generate, kernels, plan, serve, train
 from .terminal import Commands, show_version
 
 
@@ -21,10 +21,12 @@ def build() -> typer.Typer:
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
     app.command("serve")(serve.serve)
+    app.command("eval")(eval.evaluate)
     app.command("convert")(convert.convert)
     app.command("doctor")(doctor.doctor)
     app.command("card")(card.card)
     app.add_typer(kernels.build(), name="kernels")
+    app.add_typer(plan.build(), name="plan")
     return app
 
 
