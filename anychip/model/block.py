@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -39,9 +42,18 @@ class Block(nn.Module):
     def forward(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         """Return the new residual streams [T, n, d]."""
         if self.recompute and torch.is_grad_enabled():
-            streams: Tensor = checkpoint(self._run, streams_Tnd, ids_T, plan, ops, use_reentrant=False)
+            streams: Tensor = checkpoint(self._run, streams_Tnd, ids_T, plan, ops, use_reentrant=False,
+                                         context_fn=lambda: (nullcontext(), self._forgetting()))
             return streams
         return self._run(streams_Tnd, ids_T, plan, ops)
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """The losses watch the first pass; what the second one kept would hold its activations to the step's end."""
+        try:
+            yield
+        finally:  # the second pass ends by an exception of torch's own as soon as it has made what was missing
+            self.ffn.scores = self.attn.watched = None
 
     def _run(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         layer, cache = plan.layer(self.ratio), LayerCache(self.index, plan.state)
