@@ -53,15 +53,17 @@ class Signatures:
 
 
 def likeness(signatures: Signatures, failed: Sequence[tuple[Case, Seen]],
-             tell: Callable[[str], None] = lambda fault: None) -> list[Likeness]:
-    """Return the planted faults that explain a failure, best first: none where no known fault is like it.
+             tell: Callable[[str], None] = lambda fault: None, among: Sequence[Fault] | None = None) -> list[Likeness]:
+    """Return the planted faults (all, or those `among` which to look) that explain a failure, best first.
+
+    There are none where no known fault is like it.
 
     Each fault is planted in the reference and run on some of the failed cases, the shortest first; what remains of the
     seen departure (root of the mean square, in nats) after the fault's own is its `left`. A fault must explain every
     case; it is dropped at the first that it does not.
     """
     cases, found = _chosen(failed), []
-    for fault in list_faults() if cases else []:
+    for fault in (list_faults() if among is None else among) if cases else []:
         tell(fault.name)
         left = [one for one in _lefts(signatures, fault, cases) if one is not None]
         if len(left) == len(cases):

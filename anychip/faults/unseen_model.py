@@ -29,7 +29,7 @@ def hash_layer_routed_by_score(model: Transformer) -> None:
     last.ffn.gate.tid2eid = None
 
 
-@model_fault("weights", "the MTP block's two projections (of the embedding, of the hidden) are loaded the wrong way round")
+@model_fault("weights", "the MTP block's projections of embedding and hidden are loaded the wrong way round")
 def mtp_projections_swapped(model: Transformer) -> None:
     block: Any = model.mtp[0]
     block.e_proj, block.h_proj = block.h_proj, block.e_proj
@@ -95,7 +95,7 @@ def graph_replays_old_angles(model: Transformer) -> None:
     _change_plan(model, change)
 
 
-@model_fault("compressor_windows", "in packed samples the compressor's windows are counted from the batch's first token",
+@model_fault("compressor_windows", "in packed samples windows to pool are counted from the batch's first token",
              "huggingface/transformers: no reset of windows by sample")
 def windows_counted_over_samples(model: Transformer) -> None:
     def change(ratio: int, layer: LayerPlan, plan: Plan) -> LayerPlan:

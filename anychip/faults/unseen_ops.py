@@ -100,7 +100,7 @@ def last_tile_of_tokens_missed(ops: Ops) -> Op:
     return experts
 
 
-@op_fault("hc_post", "post and comb are rounded to bf16 before they meet the streams", "huggingface/transformers in bf16")
+@op_fault("hc_post", "post and comb are rounded to bf16 before they are used", "huggingface/transformers in bf16")
 def mixing_in_bf16(ops: Ops) -> Op:
     return lambda y, streams, post, comb: ops.hc_post(
         y, streams, post.bfloat16().to(post.dtype), comb.bfloat16().to(comb.dtype))
