@@ -27,14 +27,15 @@ def read_documents(path: str | Path) -> list[str]:
         raise InputError(
             f"cannot read text from {path}: the name must end in .txt or .jsonl, not {path.suffix!r}"
         )
-    text = _decode(path)
+    text = read_text_file(path)
     documents = [text] if path.suffix == ".txt" else _json_lines(path, text)
     if not any(document.strip() for document in documents):
         raise InputError(f"{path} holds no text; give a file with at least one word")
     return documents
 
 
-def _decode(path: Path) -> str:
+def read_text_file(path: Path) -> str:
+    """The whole text of a UTF-8 file, without a byte order mark. Raises InputError where it cannot be read."""
     try:
         return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
@@ -54,7 +55,7 @@ def _json_lines(path: Path, text: str) -> list[str]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        document, reason = _document(line)
+        document, reason = read_document(line)
         if reason:
             reasons.append(f"line {number}: {reason}")
         else:
@@ -66,8 +67,8 @@ def _json_lines(path: Path, text: str) -> list[str]:
     return documents
 
 
-def _document(line: str) -> tuple[str, str]:
-    """The text of one line and an empty reason, or an empty text and why there is none."""
+def read_document(line: str) -> tuple[str, str]:
+    """The text of one line of a `.jsonl` file and an empty reason, or an empty text and why there is none."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:

@@ -16,12 +16,19 @@ from torch.utils.checkpoint import checkpoint
 from ..model.attention import Watched
 from ..ops.attention import probabilities, selected_rows
 from ..ops.index import index_scores
+from .qat import turned_fp4
 
 _BLOCK = 64  # tokens whose scores exist at once
 
 
-def indexer_loss(watched: Watched) -> Tensor:
-    """Return the sum over tokens of the divergence, nats, fp32. A token that sees no entry counts nothing."""
+def indexer_loss(watched: Watched, *, fp4: bool = False) -> Tensor:
+    """Return the sum over tokens of the divergence, nats, fp32. A token that sees no entry counts nothing.
+
+    `fp4` scores the indexer's rows as they read back from MXFP4.
+    """
+    if fp4:
+        watched = watched._replace(index_query_THI=turned_fp4(watched.index_query_THI),
+                                   index_key_MI=turned_fp4(watched.index_key_MI))
     tokens = watched.query_THC.shape[0]
     parts = [checkpoint(_block_loss, watched, slice(at, min(at + _BLOCK, tokens)), use_reentrant=False)
              for at in range(0, tokens, _BLOCK)]

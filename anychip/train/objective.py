@@ -25,13 +25,14 @@ class LanguageModel:
 
     `mtp_weight`: the MTP block's mean loss. `balance_weight`: the balance loss, a sum over layers, 1 a layer where
     the load is even. `indexer_weight`: the mean over tokens of the indexers' divergence, a sum over layers; with
-    `only_indexer` it alone is minimised.
+    `only_indexer` it alone is minimised. `fp4` trains the indexer as MXFP4.
     """
 
     mtp_weight: float
     balance_weight: float = 0.0
     indexer_weight: float = 0.0
     only_indexer: bool = False
+    fp4: bool = False
 
     def prepare(self, model: nn.Module, *, dense: bool) -> None:
         """Set the model's switches: what its layers keep for these losses, and whether CSA sees every entry."""
@@ -52,7 +53,7 @@ class LanguageModel:
                 return Losses(torch.zeros_like(loss), {"loss": loss})
             if not self.mtp_weight:
                 return Losses(loss, {"loss": loss})
-            ahead_Td = last.predict_next(hidden.streams_Tnd, target_T.clamp_min(0), part.layout)
+            ahead_Td = last.predict_next(hidden.streams_Tnd, _next_ids(part), part.layout)
             token_losses = last.ops.at("mtp.0").cross_entropy(ahead_Td, last.head.weight, part.further_BL.flatten())
             mtp_loss = token_losses.sum() / (whole.further_BL >= 0).sum().clamp_min(1)
         return Losses(loss + self.mtp_weight * mtp_loss, {"loss": loss, "mtp_loss": mtp_loss})
@@ -88,16 +89,24 @@ class LanguageModel:
         found = []
         for layer in layers:
             assert layer.watched is not None
-            found.append(indexer_loss(layer.watched))
+            found.append(indexer_loss(layer.watched, fp4=self.fp4))
             layer.watched = None
         return torch.stack(found).sum() / whole.inputs_BL.numel()
+
+
+def _next_ids(part: Batch) -> Tensor:
+    """Return the token after each, [T], also where it is no target: the MTP block reads it. After a sample's last
+    token it is any token, as nobody looks at what comes of it."""
+    target_T = part.targets_BL.flatten()
+    return torch.where(target_T >= 0, target_T, part.inputs_BL.flatten().roll(-1))
 
 
 def objective_at(settings: TrainSettings, step: int) -> LanguageModel:
     """Return the losses of a step."""
     stage = settings.stage(step)
-    return LanguageModel(settings.mtp_weight_at(step), settings.balance_weight,
-                         {"dense": 0.0, "indexer": 1.0, "sparse": settings.indexer_weight}[stage], stage == "indexer")
+    indexer_weight = {"dense": 0.0, "indexer": 1.0, "sparse": settings.indexer_weight}[stage]
+    return LanguageModel(settings.mtp_weight_at(step), settings.balance_weight, indexer_weight, stage == "indexer",
+                         settings.fp4)
 
 
 def balance_loss(scores_TE: Tensor, layout: Layout, topk: int) -> Tensor:

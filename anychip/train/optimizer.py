@@ -6,11 +6,13 @@ Its state is named by the parameters, so that it can be saved, moved to other ra
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..ops import Ops
 from ..ops.orthogonal import Matrices, MuonRule, step_size
@@ -29,12 +31,13 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, settings: TrainSettings, placement: Placement, ops: Ops) -> None:
         """`model` is this rank's part. AdamW's fused kernels are used where the device has them."""
+        assert isinstance(model.config, ModelConfig)
         self.settings, self._placement, self._ops, self._config = settings, placement, ops, model.config
         named = dict(model.named_parameters())
         self._muon = {name: p for name, p in named.items() if settings.optimizer == "muon" and is_muons(name, p)}
-        self._adamw_names = {p: name for name, p in named.items() if name not in self._muon}
+        self._adamw_names: dict[Tensor, str] = {p: name for name, p in named.items() if name not in self._muon}
         self._momenta: dict[str, Tensor] = {}
-        self.adamw = _adamw(list(self._adamw_names), settings)
+        self.adamw = _adamw([p for name, p in named.items() if name not in self._muon], settings)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -105,11 +108,17 @@ class Optimizer:
 
 
 def _adamw(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
-    matrices = [p for p in parameters if p.dim() > 1]
-    vectors = [p for p in parameters if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused)
+    """Parameters of one mesh of ranks go together. The fused kernel only where a slice of a tensor gets the bits of the
+    whole: torch's for CPUs rounds the last elements of a tensor otherwise."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((parameter.dim() > 1, mesh), []).append(parameter)
+    fused = all(p.device.type == "cuda" for p in parameters)
+    decays = [{"params": group, "weight_decay": settings.weight_decay if matrices else 0.0}
+              for (matrices, _), group in groups.items()]
+    return torch.optim.AdamW(decays, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused,
+                             foreach=not fused)
 
 
 def _held(tensor: Tensor) -> Tensor | None:

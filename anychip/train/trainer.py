@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..chips import Chip
 from ..errors import AnychipError, InputError
-from ..model import Transformer
+from ..model import Layout, Transformer
 from ..model.block import Block
 from ..model.moe import MoE
 from ..parallel import Batch, Placement, Single
-from ..parallel.placement import forward, score_routed
+from ..parallel.placement import clip_gradients, forward, score_routed
 from .objective import objective_at
 from .optimizer import Optimizer
+from .qat import QuantizedOps
 from .settings import TrainSettings
 
 __all__ = ["Batches", "Diverged", "StepResult", "Trainer", "balance", "score_routed"]
@@ -36,10 +37,11 @@ class Diverged(AnychipError):
 
 
 class Batches(Protocol):
-    """Where batches come from: `text.batches.TokenBatches`, or anything that gives a step's tokens by its number."""
+    """Where batches come from: `text.packing.PackedBatches`, or anything that gives a step's tokens by its number."""
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of one step, int64 [batch, length]."""
+    def at(self, step: int) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Layout]:
+        """Return the inputs and targets (-1: no loss) of one step, int64 [batch, length], and how samples lie in them
+        (left out: each row is one)."""
         ...
 
 
@@ -47,7 +49,8 @@ class Batches(Protocol):
 class StepResult:
     """What one step did. Losses are nats a token before the step's update; `grad_norm` is before clipping.
 
-    Losses that the step did not have are None; `balance_loss` and `indexer_loss` are sums over layers. `time_s` is wall time on this machine, whatever the chip.
+    Losses that the step did not have are None; `balance_loss` and `indexer_loss` are sums over layers. `time_s` is wall
+    time on this machine, whatever the chip.
     """
 
     step: int
@@ -71,7 +74,9 @@ class Trainer:
             raise InputError(f"mtp_weight={settings.mtp_weight}, but this model has no MTP block "
                              "(num_nextn_predict_layers=0): set mtp_weight=0")
         self.model, self.chip, self.batches, self.settings = model.to(chip.device).train(), chip, batches, settings
-        self.placement = placement or Single(self.model, settings.micro_batches)
+        self.placement = placement or cast(Placement, Single(self.model, settings.micro_batches))
+        if settings.fp4:
+            self.model.ops = QuantizedOps(self.model.ops)
         self.optimizer = Optimizer(self.model, settings, self.placement, model.ops)
         self.steps_done = 0
         for block in self.model.modules():
@@ -82,11 +87,11 @@ class Trainer:
     def step(self) -> StepResult:
         """Take one step. Raises Diverged, with the weights untouched, where loss or gradient is not finite."""
         number, started = self.steps_done, self.chip.clock()
-        batch = Batch.of(*self.batches.at(number)).to(self.chip.device)
+        batch = self._batch(number)
         self._begin(number)
         losses = self.placement.step(batch, self.objective)
         norm = self.placement.grad_norm()
-        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, norm)
+        clip_gradients(self.model.parameters(), self.settings.clip_norm, norm)
         values = _on_host({**losses.named, "grad_norm": norm})
         _check_finite(number, values)
         rate = self._update(number)
@@ -94,6 +99,11 @@ class Trainer:
         tokens, norm_value = batch.inputs_BL.numel(), values.pop("grad_norm")
         return StepResult(number, values.pop("loss"), values.pop("mtp_loss", None), norm_value, rate,
                           self.chip.clock() - started, tokens, **values)
+
+    def _batch(self, number: int) -> Batch:
+        inputs, targets, *layout = self.batches.at(number)
+        whole = layout[0] if layout else Layout.whole([inputs.shape[1]] * inputs.shape[0])
+        return Batch.of(inputs, targets, _cut(whole, self.settings.length_at(number))).to(self.chip.device)
 
     def losses(self, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the mean next-token loss and the MTP block's (None where its weight is 0), nats a token."""
@@ -113,6 +123,13 @@ class Trainer:
         self.objective = objective_at(self.settings, step)
         self.objective.prepare(self.model, dense=self.settings.stage(step) != "sparse")
         self.optimizer.zero_grad()
+
+
+def _cut(layout: Layout, length: int) -> Layout:
+    """Cut samples into ones of at most `length` tokens: the sequence-length curriculum."""
+    if max(layout.lengths) <= length:
+        return layout
+    return Layout.whole([min(length, whole - at) for whole in layout.lengths for at in range(0, whole, length)])
 
 
 def balance(loads: list[tuple[MoE, Tensor]], speed: float) -> None:
