@@ -136,7 +136,7 @@ def test_divergence_keeps_the_last_good_save(tmp_path):
 def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
     # One step at an absurd rate has a finite loss but leaves weights that overflow.
     with pytest.raises(Stopped):
-        train(run(learning_rate=3e38, clip_norm=1e9), CHIP, tmp_path, save_every=1)
+        train(run(learning_rate=3e38, clip_norm=1e9, optimizer="adamw"), CHIP, tmp_path, save_every=1)
     assert not list(tmp_path.glob("step-*"))
 
 
@@ -175,7 +175,7 @@ train(run(), open_chip("cpu:reference"), sys.argv[1], save_every=2)
 """
 
 
-@pytest.mark.parametrize(("moment", "call"), [("_bytes_of", 350), ("write_synced", 5), ("sync", 3)])
+@pytest.mark.parametrize(("moment", "call"), [("_bytes_of", 350), ("write_synced", 4), ("sync", 3)])
 def test_kill_9_during_the_second_save_leaves_the_first_and_resumes_exactly(unbroken, tmp_path, moment, call):
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment, str(call)],

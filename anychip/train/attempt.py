@@ -89,6 +89,10 @@ class Attempt:
                 if self.ranks.is_first:
                     report(result)
             self._finish_saves()
+        except BaseException as error:
+            if not isinstance(error, Fault) or error.everywhere:
+                self._end_saves()
+            raise
         finally:
             gc.unfreeze()
             if self.ranks.is_first:
@@ -147,8 +151,8 @@ class Attempt:
             self._settle()
         self.saver.close()
 
-    def abandon(self) -> None:
-        """End the attempt after a fault: the save under way is finished, as it holds a state from before the fault."""
+    def _end_saves(self) -> None:
+        """Finish the save under way: it holds a state from before whatever happened."""
         with contextlib.suppress(InputError):  # a save that failed is no save, and the next attempt makes it again
             self.saver.close()
 

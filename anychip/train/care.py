@@ -62,15 +62,13 @@ def alone(model: Transformer, settings: TrainSettings) -> Placement:
 class Ranks:
     """The processes of a run: this one's number, and a group of its own with a CPU backend (None: one process).
 
-    `pulse` is this rank's heartbeat where somebody listens. `supervised` says that a process that ends is started
-    again.
+    `pulse` is this rank's heartbeat where somebody listens.
     """
 
     rank: int = 0
     group: dist.ProcessGroup | None = None
     place: Place = alone
     pulse: Pulse | None = None
-    supervised: bool = False
 
     @property
     def is_first(self) -> bool:

@@ -16,12 +16,18 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from ..chips import open_chip
+from ..chips import Chip, open_chip
 from ..errors import AnychipError
+from ..model import Transformer
+from ..parallel import Placement
+from ..parallel.degrees import Degrees
+from ..parallel.ranks import Ranks as Spread
+from ..parallel.world import join
 from .care import Care, Place, Ranks, alone
 from .fault import Fault
 from .pulse import Pulse
 from .run import Run, train
+from .settings import TrainSettings
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 TIMEOUT = timedelta(minutes=30)  # of a collective; a rank that hangs is ended long before
@@ -32,7 +38,8 @@ SAID = 17  # the exit code of a rank that has written its own fault
 class Job:
     """What every rank does: `make(**arguments)` gives the run (both can be pickled), and the rest says how.
 
-    `threads` are those of a rank (None: the machine's cores shared evenly).
+    `degrees` say how several ranks share the work (None: FSDP over all); `threads` are those of a rank (None: the
+    machine's cores shared evenly).
     """
 
     make: Callable[..., Run]
@@ -40,7 +47,7 @@ class Job:
     chip: str
     out: Path
     care: Care = field(default_factory=Care)
-    place: Callable[[], Place] | None = None
+    degrees: Degrees | None = None
     threads: int | None = None
 
 
@@ -58,8 +65,8 @@ def work(job: Job, beats: str | None = None) -> str | AnychipError:
     if chip.device.type != "cpu":
         getattr(torch, chip.device.type).set_device(local)
     _join(rank, world, BACKENDS[chip.device.type])
-    place = job.place() if job.place else alone
-    ranks = Ranks(rank, dist.new_group(backend="gloo") if world > 1 else None, place, heart, supervised=True)
+    place = _spread(chip, job.degrees or Degrees(shard=world)) if world > 1 else alone
+    ranks = Ranks(rank, dist.new_group(backend="gloo") if world > 1 else None, place, heart)
     try:
         answer: str | AnychipError = str(train(job.make(**job.arguments), chip, job.out, care=job.care, ranks=ranks))
     except AnychipError as error:
@@ -73,6 +80,16 @@ def work(job: Job, beats: str | None = None) -> str | AnychipError:
     dist.destroy_process_group()
     gc.collect()
     return answer
+
+
+def _spread(chip: Chip, degrees: Degrees) -> Place:
+    world = join(chip.device, degrees)
+
+    def place(model: Transformer, settings: TrainSettings) -> Placement:
+        spread: Any = Spread(model, world, settings)
+        return spread  # type: ignore[no-any-return]
+
+    return place
 
 
 def _join(rank: int, world: int, backend: str) -> None:

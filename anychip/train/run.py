@@ -133,5 +133,4 @@ def _after(fault: Fault, attempt: Attempt) -> None:
     if not fault.everywhere:
         note()
         raise fault
-    attempt.abandon()
     ranks.first(note)
