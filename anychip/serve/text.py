@@ -20,6 +20,8 @@ class AnswerText:
 
     def add(self, token: int) -> str:
         """Return the text that may be shown now. After a stop string (see `stopped`) nothing comes any more."""
+        if self.stopped is not None:
+            return ""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\ufffd") and len(self._ids) < _LONGEST:
