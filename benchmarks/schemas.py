@@ -21,7 +21,8 @@ def _string(draw: random.Random, _: int) -> Schema:
 
 
 def _pattern(draw: random.Random, _: int) -> Schema:
-    return {"type": "string", "pattern": draw.choice([r"^[A-Z]{2}-[0-9]{3}$", r"^[a-z]{1,6}@[a-z]{1,6}\.com$", "^(yes|no)$"])}
+    patterns = [r"^[A-Z]{2}-[0-9]{3}$", r"^[a-z]{1,6}@[a-z]{1,6}\.com$", "^(yes|no)$"]
+    return {"type": "string", "pattern": draw.choice(patterns)}
 
 
 def _date(draw: random.Random, _: int) -> Schema:
@@ -38,7 +39,8 @@ def _boolean(draw: random.Random, _: int) -> Schema:
 
 
 def _enum(draw: random.Random, _: int) -> Schema:
-    return {"enum": draw.sample(["red", "green", "blue", 1, 2.5, True, None, "世界", "a \"quoted\" word"], draw.randrange(1, 5))}
+    values = ["red", "green", "blue", 1, 2.5, True, None, "世界", 'a "quoted" word']
+    return {"enum": draw.sample(values, draw.randrange(1, 5))}
 
 
 def _constant(draw: random.Random, _: int) -> Schema:
@@ -61,4 +63,5 @@ def _union(draw: random.Random, depth: int) -> Schema:
     return {"anyOf": [random_schema(draw, depth - 1) for _ in range(2)]}
 
 
-_LEAVES: tuple[Callable[[random.Random, int], Schema], ...] = (_string, _pattern, _date, _integer, _boolean, _enum, _constant)
+_LEAVES: tuple[Callable[[random.Random, int], Schema], ...] = (
+    _string, _pattern, _date, _integer, _boolean, _enum, _constant)

@@ -36,8 +36,8 @@ def cache(model, **fields):
 def batch(starts, lengths, *, ahead=0, rows=slice(None), sequences=slice(None)):
     spans = list(zip(range(3)[sequences], starts[sequences], lengths[sequences], strict=True))
     ids = np.concatenate([IDS[s][a + ahead : a + n + ahead] for s, a, n in spans])
-    return PagedBatch(ids, np.array(starts[sequences]), np.array(lengths[sequences]), SLOTS[sequences], TABLES[sequences],
-                      np.arange(len(ids))[rows])
+    starts, lengths = (np.array(column[sequences]) for column in (starts, lengths))
+    return PagedBatch(ids, starts, lengths, SLOTS[sequences], TABLES[sequences], np.arange(len(ids))[rows])
 
 
 def run(model, held, passes=PASSES):
@@ -97,7 +97,8 @@ def test_fp8_is_stored_alike_by_the_kernel_and_the_ops(model):
     for each in (model, other):
         held = cache(each, format="fp8")
         run_pass(each, held, batch((0,), (128,), sequences=slice(1)))
-        ring, entry, key = (held.rings[0, "window"], held.entries[1, "compressor.entry"], held.entries[1, "indexer.entry"])
+        ring, entry, key = (held.rings[0, "window"],
+                            *(held.entries[1, f"{part}.entry"] for part in ("compressor", "indexer")))
         block = held.blocks[TABLES[0, 0]]
         pools.append([held.slots[2, ring.offset : ring.end], *(block[p.offset : p.end] for p in (entry, key))])
     for ours, theirs in zip(*pools, strict=True):
@@ -113,8 +114,10 @@ def test_bytes_are_those_of_the_pools(model):
 
 
 def test_a_batch_that_cannot_be_run_is_refused_with_all_reasons():
-    with pytest.raises(InputError, match=r"not one a sequence; .*do not reach the tokens \[600, 1\]; wanted rows \[9\]"):
-        PagedBatch(np.zeros(2, np.int64), np.array([599, 0]), np.array([1, 1]), np.array([0, 0]), TABLES[:2], np.array([9]))
+    words = r"not one a sequence; .*do not reach the tokens \[600, 1\]; wanted rows \[9\]"
+    starts, ones, zeros = np.array([599, 0]), np.array([1, 1]), np.array([0, 0])
+    with pytest.raises(InputError, match=words):
+        PagedBatch(zeros, starts, ones, zeros, TABLES[:2], np.array([9]))
 
 
 def test_the_books_add_up_after_any_sequence_of_uses():

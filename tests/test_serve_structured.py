@@ -43,7 +43,8 @@ def test_twelve_random_schemas_give_valid_json(engine):
 
 
 def test_a_regular_expression_is_kept_in_every_fork(engine):
-    stream = engine.submit(Request((5, 6), Sampling(n=3, max_tokens=50, grammar=Grammar("regex", "[a-c]{3,5}-[0-9]{2}x"))))
+    rule = Sampling(n=3, max_tokens=50, grammar=Grammar("regex", "[a-c]{3,5}-[0-9]{2}x"))
+    stream = engine.submit(Request((5, 6), rule))
     texts = ["", "", ""]
     for output in stream:
         texts[output.index] += output.text
