@@ -133,7 +133,8 @@ class Attention(nn.Module):
             return
         assert keys.compressed_MC is not None
         detached = Keys(keys.window_NC.detach(), keys.window, keys.compressed_MC.detach(), keys.selected)
-        self.watched = Watched(query_THC.detach(), detached, self.attn_sink.detach(), *self.indexer.kept)
+        self.watched = Watched(query_THC.detach(), detached, self.attn_sink.detach().clone(),
+                               *self.indexer.kept)  # a copy: a sharded sink is given back after the block
         self.indexer.kept = None
 
     def _long_range(

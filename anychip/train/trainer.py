@@ -70,7 +70,7 @@ class Trainer:
     def __init__(self, model: Transformer, chip: Chip, batches: Batches, settings: TrainSettings,
                  placement: Placement | None = None) -> None:
         """Without a `placement` this one process trains the whole model; with one, `model` is what it placed."""
-        if settings.mtp_weight and not model.mtp:
+        if settings.mtp_weight and not model.config.num_nextn_predict_layers:
             raise InputError(f"mtp_weight={settings.mtp_weight}, but this model has no MTP block "
                              "(num_nextn_predict_layers=0): set mtp_weight=0")
         self.model, self.chip, self.batches, self.settings = model.to(chip.device).train(), chip, batches, settings
