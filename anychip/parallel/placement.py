@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..model import Hidden, Transformer
 from ..model.moe import MoE
@@ -152,6 +154,18 @@ def square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
     wide = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
     norms = [torch.linalg.vector_norm(tensor, dtype=wide) for tensor in tensors]
     return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=wide, device=device)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients (of which this rank may hold parts) so that their L2 norm `norm` is at most `max_norm`."""
+    grads = [local_part(p.grad) for p in parameters if p.grad is not None]
+    if grads:
+        torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a DTensor that this rank holds; a plain tensor is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class RouterLoads:

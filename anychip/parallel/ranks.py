@@ -19,7 +19,7 @@ from .context import Blocks
 from .degrees import StepShape
 from .expert import ExpertExchange
 from .pipeline import Pipeline
-from .placement import Losses, Objective, RouterLoads, square_sum
+from .placement import Losses, Objective, RouterLoads, local_part, square_sum
 from .rank_ops import Copies, RankOps
 from .stage import Stage, Task, cut_model
 from .sums import RunningTree, TreeReduceScatter, all_sum
@@ -150,7 +150,7 @@ class Ranks:
         owned, device = set(self._owned()), next(self.model.parameters()).device
         first = self.world.at("shard") == 0 and self.world.at("context") == 0  # experts' gradients are on all of these
         grads = [p.grad for p in self.model.parameters() if p.grad is not None and (first or p not in owned)]
-        total = square_sum([_local(grad) for grad in grads], device)
+        total = square_sum([local_part(grad) for grad in grads], device)
         dist.all_reduce(total)
         return total.sqrt().float()
 
@@ -187,9 +187,3 @@ class Gradients:
         for parameter, tree in self._sums.items():
             parameter.grad = tree.total()
         self._sums = {}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
