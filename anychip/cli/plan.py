@@ -197,7 +197,8 @@ def serve(
     for text in (chips, *((vs,) if vs else ())):
         cluster = parse_cluster(text)
         if sequences is not None:
-            plan = plan_decode(found_model, cluster, serving, Traffic(sequences, prompt + answer // 2, drafts, accepted))
+            traffic = Traffic(sequences, prompt + answer // 2, drafts, accepted)
+            plan = plan_decode(found_model, cluster, serving, traffic)
             documents.append(serve_json(plan))
             if not as_json:
                 show_serve([plan], Console())
@@ -212,7 +213,7 @@ def serve(
 
 
 def validate(
-    rows: Annotated[Path | None, typer.Option(help="A CSV file with published.csv's columns; the shipped rows.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="A CSV file with published.csv's columns.")] = None,
     held_out: Annotated[bool, typer.Option(help="Also fit without each fold and predict it.")] = True,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -234,5 +235,7 @@ def validate(
     else:
         show_validation(found, Console())
     summaries = {group: found.summary(group) for group in TARGETS}
-    if any(count and (median > TARGETS[g][0] or high > TARGETS[g][1]) for g, (count, median, high) in summaries.items()):
+    missed = [group for group, (count, median, high) in summaries.items()
+              if count and (median > TARGETS[group][0] or high > TARGETS[group][1])]
+    if missed:
         raise typer.Exit(CHECK_FAILED)

@@ -51,7 +51,8 @@ def compare_runs(plans: Sequence[TrainPlan], tokens: float, *, quiet: bool) -> d
 def _run_text(one: Any, tokens: float) -> str:
     money = "unknown price" if one.cost.money is None else (
         f"{one.cost.money[0]:,.0f} to {one.cost.money[1]:,.0f} {one.cost.price.currency}")
-    energy = "unknown power" if one.cost.energy_kwh is None else f"{one.cost.energy_kwh:,.0f} kWh ({one.cost.power_source})"
+    energy = "unknown power" if one.cost.energy_kwh is None else (
+        f"{one.cost.energy_kwh:,.0f} kWh ({one.cost.power_source})")
     failures = "failure rate unknown" if one.failures_per_day is None else f"{one.failures_per_day:.2g} failures a day"
     return (f"{tokens:.3g} tokens on {one.name}: {one.hours / 24:,.1f} days without failures, "
             f"{one.cost.device_hours:,.0f} device hours, {money}, {energy}, {failures} (simulated)")
@@ -135,11 +136,12 @@ def _sensitivity(devices: int, chip: str, days: float, as_json: bool) -> None:
     if as_json:
         print_json({"rate": "unknown", "chip": chip, "sensitivity": rows})
         return
-    typer.echo(f"the failure rate of {chip} is unknown: nobody published one. Give yours with --rate; what each would mean:")
+    typer.echo(f"the failure rate of {chip} is unknown: nobody published one. Give yours with --rate; what each would "
+               "mean (simulated):")
     for row in rows:
         bar = "#" * round(40 * row["effective"])
-        typer.echo(f"  {row['per_1000_node_days']:5g} per 1,000 node-days: {row['failures_per_day']:7.2f} failures a day, "
-                   f"effective {100 * row['effective']:5.1f} % {bar}")
+        typer.echo(f"  {row['per_1000_node_days']:5g} per 1,000 node-days: {row['failures_per_day']:7.2f} failures a "
+                   f"day, effective {100 * row['effective']:5.1f} % {bar}")
 
 
 def expect(
@@ -199,8 +201,8 @@ def expect(
         print_json(document)
         return
     typer.echo(f"yours: {mine:,.1f} tokens/s a device: {found.verdict}")
-    typer.echo(f"  roofline bound {found.bound:,.0f}; planned {found.planned:,.0f} [{found.low:,.0f}, {found.high:,.0f}] "
-               "(simulated)")
+    typer.echo(f"  roofline bound {found.bound:,.0f}; planned {found.planned:,.0f} [{found.low:,.0f}, "
+               f"{found.high:,.0f}] (simulated)")
     typer.echo("  best published: none for this model and chip" if best is None else
                f"  best published {best.tokens_per_s_device:,.0f}: {best.row['id']}, {best.row['source']}")
     for number, cause in enumerate(found.causes, 1):

@@ -1,4 +1,4 @@
-"""Descriptions of published models that are not in `model/`: decoders of attention, feed-forward, expert and scan layers.
+"""Published models that are not in `model/`, described: attention, feed-forward, expert and scan layers.
 
 They are in `architectures.toml`; every figure there is the publisher's. They exist so that the planner can be held to
 published runs of those models.

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .cut import CLASSES, Cuts, Share, cut
 from .work import Work
 
-# The publisher's cache: 448 channels of FP8, 64 of BF16, 8 bytes of scales; the indexer's key 128 of FP4 and 4 of scales.
+# The publisher's cache: 448 channels of FP8, 64 of BF16, 8 bytes of scales; the indexer's key 128 of FP4, 4 of scales.
 ENTRY_BYTES, INDEX_BYTES = 448 + 2 * 64 + 8, 64 + 4
 CACHE_FORMATS = ("fp8", "int8", "bf16")
 

@@ -24,7 +24,8 @@ from .work import Call, Part, Split
 Array = npt.NDArray[np.float64]
 CLASSES = ("product", "experts", "attention", "index", "vector", "scan")
 _CLASS_OF = {"linear": "product", "grouped_linear": "product", "mlp": "product", "experts": "experts",
-             "attention": "attention", "dense_attention": "attention", "scan": "scan", "index_topk": "index", "index_scores": "index",
+             "attention": "attention", "dense_attention": "attention", "scan": "scan",
+             "index_topk": "index", "index_scores": "index",
              "cross_entropy": "product", "route": "product", "hc_pre": "product", "hc_head": "product"}
 SCAN_CHUNK = 256
 # What a product computes in: the run's precision, or a wider format that the publishers keep.
@@ -108,8 +109,9 @@ def _rows(call: Call, share: Share) -> Iterator[_Row]:
     moved = max(cost.bytes - 2 * _counted_weights(narrowed, weights) - 2 * cache, 0.0) / tokens
     kind = CLASSES.index(_CLASS_OF.get(call.op, "vector"))
     low = call.op in ("linear", "grouped_linear", "mlp", "experts") and call.split is not Split.VOCAB
-    yield _Row(call.name, kind, low, cost.flops / tokens, moved, weights, cache, _inputs(narrowed) / tokens if low else 0.0,
-               max(128 / call.arguments[0].shape[-1], 1.0) if call.op == "dense_attention" else 1.0)
+    inputs = _inputs(narrowed) / tokens if low else 0.0
+    narrow = max(128 / call.arguments[0].shape[-1], 1.0) if call.op == "dense_attention" else 1.0
+    yield _Row(call.name, kind, low, cost.flops / tokens, moved, weights, cache, inputs, narrow)
     extra = _hidden_bytes(narrowed) / tokens
     if extra:
         yield _Row(f"{call.name} (rows)", CLASSES.index("vector"), False, 0.0, extra, 0.0, 0.0, 0.0, 1.0)

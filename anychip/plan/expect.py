@@ -106,8 +106,8 @@ def causes(plan: TrainPlan | ServePlan, mine: float) -> Sequence[str]:
         found = [
             (plan.parts_s["compute and transfers"] * 0.33, "recomputation of more than the plan assumes"),
             (plan.parts_s["compute and transfers"] * 0.5, "element-wise ops that are not fused, or experts in a loop"),
-            (plan.parts_s["pipeline bubble"] + plan.step_s * 0.1, "too few micro-batches for the pipeline, or stages of "
-                                                                  "unequal length"),
+            (plan.parts_s["pipeline bubble"] + plan.step_s * 0.1,
+             "too few micro-batches for the pipeline, or stages of unequal length"),
             (plan.parts_s["gradients"] / 0.2 + plan.step_s * 0.05, "gradients summed over the fabric without overlap"),
             (plan.step_s * (plan.load - 1 + 0.1), "unevenly loaded experts"),
         ]

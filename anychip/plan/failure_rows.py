@@ -1,4 +1,4 @@
-"""Published failure rows: the mean time between failures that a source's own rate and size imply, against its figure."""
+"""Published failure rows: the time between failures that a source's own rate and size imply, against its figure."""
 
 from __future__ import annotations
 

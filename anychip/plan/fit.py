@@ -93,7 +93,8 @@ def experts_over(work: Work, devices: int) -> int:
 def _check(work: Work, cluster: Cluster, serving: Serving) -> None:
     reasons = []
     if serving.tensor < 1 or cluster.count % serving.tensor:
-        reasons.append(f"tensor={serving.tensor} does not divide {cluster.count} devices; use {divisors(cluster.count)}")
+        reasons.append(f"tensor={serving.tensor} does not divide {cluster.count} devices; use "
+                       f"{divisors(cluster.count)}")
     if serving.tensor >= 1 and work.shape.heads % serving.tensor:
         reasons.append(f"tensor={serving.tensor} does not divide num_attention_heads={work.shape.heads}; use "
                        f"{divisors(work.shape.heads)}")

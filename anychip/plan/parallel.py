@@ -79,7 +79,8 @@ class Parallel:
             yield (f"data={self.data} x tensor={self.tensor} x pipeline={self.pipeline} x context={self.context} is "
                    f"{self.devices} devices, not {devices}")
         if shape.experts and shape.experts % self.expert:
-            yield f"expert={self.expert} does not divide n_routed_experts={shape.experts}; use {divisors(shape.experts)}"
+            yield (f"expert={self.expert} does not divide n_routed_experts={shape.experts}; use "
+                   f"{divisors(shape.experts)}")
         if not shape.experts and self.expert > 1:
             yield f"expert={self.expert}: {shape.name} has no routed experts; use 1"
         ranks = self.data * self.context * self.tensor

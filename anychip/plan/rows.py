@@ -31,7 +31,8 @@ _CHIPS = (("910b1", "ascend910b1", 1), ("910b2", "ascend910b2", 1), ("910b3", "a
 _STACKS = (("megatron-bridge 25", "bridge-2025"), ("megatron-bridge", ""), ("nemo automodel", "automodel"),
            ("torchtitan-npu", "torchtitan-npu"), ("torchtitan", "torchtitan"), ("cann-recipes-train", "torchtitan-npu"),
            ("mindspeed", "mindspeed"), ("mindformers", "mindspeed"), ("modellink", "modellink"), ("pangu", "in-house"),
-           ("megatron-core moe paper", ""), ("megatron", "megatron-lm"), ("flagperf", "megatron-lm"), ("deepseek", "in-house"), ("llama 3", "in-house"),
+           ("megatron-core moe paper", ""), ("megatron", "megatron-lm"), ("flagperf", "megatron-lm"),
+           ("deepseek", "in-house"), ("llama 3", "in-house"),
            ("megascale", "in-house"))
 PRECISIONS = (("nvfp4", "fp4"), ("mxfp8", "fp8"), ("fp8", "fp8"), ("w4a8", "int8"), ("w8a8", "int8"), ("int8", "int8"),
               ("fp16", "bf16"), ("bf16", "bf16"), ("amp", "bf16"))

@@ -158,5 +158,5 @@ def why_not(found: Found, model: Model, **change: int | str) -> str:
     if slower <= 0:
         return f"{named} is what the best layout has: {best.parallel.describe()}"
     parts = sorted(((other.parts_s[name] - best.parts_s[name], name) for name in best.parts_s), reverse=True)
-    return (f"{named}: the best such layout, {other.parallel.describe()}, is {100 * slower:.1f} % slower; most of it is "
-            f"{parts[0][1]} (+{parts[0][0]:.3g} s of {best.step_s:.3g} s)")
+    return (f"{named}: the best such layout, {other.parallel.describe()}, is {100 * slower:.1f} % slower; most of it "
+            f"is {parts[0][1]} (+{parts[0][0]:.3g} s of {best.step_s:.3g} s)")

@@ -206,8 +206,9 @@ def largest_batch(model: Model, cluster: Cluster, serving: Serving, traffic: Tra
     room = room_for(model, cluster, serving, traffic.context + 1) // groups
     plan = plan_decode(model, cluster, serving, replace(traffic, sequences=groups), c=c)
     if room < 1 or plan.token_s > token_s:
-        raise InputError(f"{model.name} on {cluster.describe()}: one sequence a device group needs {plan.token_s * 1e3:.1f}"
-                         f" ms a token and there is room for {room}; asked were {token_s * 1e3:.1f} ms")
+        raise InputError(f"{model.name} on {cluster.describe()}: one sequence a device group needs "
+                         f"{plan.token_s * 1e3:.1f} ms a token and there is room for {room} of them; asked were "
+                         f"{token_s * 1e3:.1f} ms: take more devices, a longer latency or smaller weights")
     low, high = 1, min(room, 4096)
     while low < high:
         middle = (low + high + 1) // 2

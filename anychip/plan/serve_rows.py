@@ -130,7 +130,8 @@ def _published(row: Row, per_chip: int) -> float:
 def _refuse(row: Row) -> None:
     """Rows whose conditions this planner does not model."""
     reasons = (("do not use", "nearly all of the prompt was cached"), ("offload", "experts are on the host"),
-               ("disaggregated", "attention and experts run on different devices"), ("total (in", "input tokens are counted too"),
+               ("disaggregated", "attention and experts run on different devices"),
+               ("total (in", "input tokens are counted too"),
                ("afd", "attention and experts run on different devices"))
     for word, reason in reasons:
         if word in row.words:

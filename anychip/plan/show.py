@@ -29,8 +29,8 @@ def show_fits(fits: Sequence[Fit], console: Console) -> None:
     for fit in fits:
         parts = fit.parts
         buffers = sum(parts.values()) - parts["routed experts"] - parts["other weights"]
-        table.add_row(fit.serving.weights, "[green]yes[/green]" if fit.fits else "[red]no[/red]", str(fit.serving.tensor),
-                      *(f"{value / 1e9:.1f}" for value in
+        table.add_row(fit.serving.weights, "[green]yes[/green]" if fit.fits else "[red]no[/red]",
+                      str(fit.serving.tensor), *(f"{value / 1e9:.1f}" for value in
                         (parts["routed experts"], parts["other weights"], buffers, fit.free)),
                       *(str(fit.sequences[context]) for context in contexts))
     console.print(table)
@@ -83,10 +83,10 @@ def show_pools(pools: Pools, console: Console) -> None:
     show_serve((pools.prefill, pools.decode), console)
     seen = pools.seen
     console.print(
-        f"{pools.prefill_devices} devices prefill, {pools.decode_devices} decode: {pools.requests_per_s:.2f} requests/s, "
-        f"{pools.answer_tokens_per_s:,.0f} answer tokens/s\nat {100 * pools.busy:g} % of that (simulated, "
-        f"{seen.requests} requests): first token {seen.first_s[0]:.2f} s (median), {seen.first_s[1]:.2f} s (99 of 100); "
-        f"between tokens {1e3 * seen.token_s[0]:.1f} ms, {1e3 * seen.token_s[1]:.1f} ms", highlight=False)
+        f"{pools.prefill_devices} devices prefill, {pools.decode_devices} decode: {pools.requests_per_s:.2f} "
+        f"requests/s, {pools.answer_tokens_per_s:,.0f} answer tokens/s\nat {100 * pools.busy:g} % of that (simulated, "
+        f"{seen.requests} requests): first token {seen.first_s[0]:.2f} s (median), {seen.first_s[1]:.2f} s (99 of 100);"
+        f" between tokens {1e3 * seen.token_s[0]:.1f} ms, {1e3 * seen.token_s[1]:.1f} ms", highlight=False)
 
 
 def show_validation(found: Validation, console: Console, *, rows: bool = True) -> None:
@@ -120,8 +120,8 @@ def show_validation(found: Validation, console: Console, *, rows: bool = True) -
 def _show_group(group: str, judged: Sequence[Judged], console: Console) -> None:
     if not judged:
         return
-    table = Table(Column("row", no_wrap=True), Column("predicted", justify="right"), Column("published", justify="right"),
-                  Column("error", justify="right"), Column("held out", justify="right"), "unit", "planned as", title=group)
+    numbers = (Column(name, justify="right") for name in ("predicted", "published", "error", "held out"))
+    table = Table(Column("row", no_wrap=True), *numbers, "unit", "planned as", title=group)
     for j in judged:
         table.add_row(j.row["id"], f"{j.predicted:,.4g}", f"{j.published:,.4g}", f"{100 * j.error:+.1f} %",
                       "" if j.held_out is None else f"{100 * j.held_out:+.1f} %", j.row["unit"], j.note)

@@ -69,7 +69,8 @@ def rates(facts: ChipFacts, precision: str, c: Constants, *, group: str = "train
                                   peaks["bf16"] * best * sustained * c.get(f"{group}.scan", 1.0)])
     return Rates(by_class[precision], by_class["bf16"],
                  facts.memory_bytes_per_s * facts.facts["efficiency.memory"].si * c[f"{group}.memory"],
-                 c[f"{group}.launch_{'graph' if graphs else vendor}"], c[f"{group}.passes_{vendor}"], c.get(f"{group}.quantise_{precision}", 0.0))
+                 c[f"{group}.launch_{'graph' if graphs else vendor}"], c[f"{group}.passes_{vendor}"],
+                 c.get(f"{group}.quantise_{precision}", 0.0))
 
 
 def sustained_share(facts: ChipFacts, exponent: float) -> float:

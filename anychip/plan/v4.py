@@ -44,14 +44,15 @@ def kind_names(config: ModelConfig) -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def v4_work(config: ModelConfig, batch: Batch, name: str = "v4") -> Work:
-    """Return the work of one pass of this model. Raises InputError where the batch exceeds its context."""
+def v4_work(config: ModelConfig, batch: Batch, name: str = "v4", dtype: torch.dtype = torch.bfloat16) -> Work:
+    """Return the work of one pass of this model with tensors of `dtype`. Raises InputError where the batch exceeds its
+    context."""
     kinds = kind_names(config)
     distinct = list(dict.fromkeys(kinds))
     small = replace(config, num_hidden_layers=len(distinct), num_hash_layers=0,
                     compress_ratios=(*(config.compress_ratios[kinds.index(kind)] for kind in distinct),
                                      *config.compress_ratios[config.num_hidden_layers:]))
-    calls, model = _run(small, batch)
+    calls, model = _run(small, batch, dtype)
     places = {f"layers.{i}.": kind for i, kind in enumerate([*distinct, "mtp"])} | {"mtp.0": "mtp", "head": "head"}
     parts = {}
     for part in ("embed", *distinct, "head", *(["mtp"] if config.num_nextn_predict_layers else [])):
@@ -75,7 +76,7 @@ def _shape(c: ModelConfig, name: str) -> Shape:
                  c.vocab_size, c.num_nextn_predict_layers, c.max_position_embeddings)
 
 
-def _run(config: ModelConfig, batch: Batch) -> tuple[list[tuple[str, Call]], Transformer]:
+def _run(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> tuple[list[tuple[str, Call]], Transformer]:
     """One pass on the meta device: every call with its place, and the model."""
     calls: list[tuple[str, Call]] = []
     names: dict[int, str] = {}
@@ -89,13 +90,13 @@ def _run(config: ModelConfig, batch: Batch) -> tuple[list[tuple[str, Call]], Tra
         calls.append((event.layer, Call(event.op, own, split, tuple(positional), named, reads)))
 
     with torch.device("meta"):
-        model = Transformer(config, RecordedOps(ShapeOps(), Recorder(watch=keep), Kind.SIMULATED)).to(torch.bfloat16)
+        model = Transformer(config, RecordedOps(ShapeOps(), Recorder(watch=keep), Kind.SIMULATED)).to(dtype)
         names.update((id(parameter), name) for name, parameter in model.named_parameters())
         ids = torch.empty(batch.tokens, dtype=torch.int64)
         state = None
         if not batch.training:
             state = State(config, batch.context + batch.length, num_sequences=batch.sequences, chunk=batch.length,
-                          device="meta", dtype=torch.bfloat16)
+                          device="meta", dtype=dtype)
             state.assume(batch.context)
             cached.update(t.untyped_storage()._cdata for i in range(len(config.compress_ratios))
                           for t in state.buffers(i).values())

@@ -1,0 +1,116 @@
+"""Memory and time of this project's own trainer and decode state in one process, in fp32: what a real run here takes.
+
+    forward's end   weights + optimizer state + what the ops keep + the heads' gradients + a chunk of logits
+    backward        weights + optimizer state + inputs of the layers before + one layer's activations and gradients
+                    + the gradients of the layers after
+
+The larger of the two is the peak. Gradients do not exist at the forward's end (they are dropped before a step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..chips.facts import ChipFacts
+from ..config import ModelConfig
+from ..model import State
+from .cut import Cuts, Share, cut
+from .times import ATTENTION, INDEX
+from .v4 import v4_work
+from .work import Batch, Work
+
+LOGITS_CHUNK = 16 * 2**20  # bytes of logits that the CPU chip's loss makes at once
+LAYER_GRADIENTS = 1.15  # what is alive in one layer's backward beside what it kept, over that (one run, nano 4 x 1024)
+
+
+@dataclass(frozen=True)
+class OwnMemory:
+    """Bytes at the two moments that can be the peak, and the parts."""
+
+    weights: float
+    states: float
+    kept: float
+    forward_end: float
+    backward: float
+
+    @property
+    def peak(self) -> float:
+        """The larger moment."""
+        return max(self.forward_end, self.backward)
+
+
+def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute: bool = False,
+                     optimizer: str = "muon", micro_batches: int = 1) -> OwnMemory:
+    """Return the memory of one training process with `batch` sequences a step, all tensors of it in fp32."""
+    work = v4_work(config, Batch(max(batch // micro_batches, 1), length, training=True), "own", torch.float32)
+    parameters = 4.0 * work.num_parameters(mtp=True)
+    states = 4.0 * state_elements(work, optimizer)
+    blocks = {name: work.parts[name].kept for name in work.count if name not in ("embed", "head")}
+    stream = 4.0 * work.batch.tokens * work.shape.hidden * work.shape.streams
+    inputs = stream if recompute else 0.0
+    held = sum((inputs if recompute else blocks[name]) * n for name, n in work.count.items() if name in blocks)
+    ends = work.parts["head"].kept
+    logits = min(LOGITS_CHUNK, 4.0 * work.batch.tokens * work.shape.vocab)
+    heads = 4.0 * (1 + work.shape.mtp) * work.shape.vocab * work.shape.hidden + logits
+    forward_end = parameters + states + held + ends + heads
+    largest = max(kept for name, kept in blocks.items() if name != "mtp")
+    if recompute:  # half-way: half of the inputs, half of the gradients, one layer made again
+        backward = parameters * 1.5 + states + held / 2 + largest * (1 + LAYER_GRADIENTS)
+    else:  # layers give back what they kept as they go: the last one begins beside all the others
+        backward = parameters + states + held + ends + max(blocks.values()) * LAYER_GRADIENTS * 0.4
+    return OwnMemory(parameters, states, held, forward_end, backward)
+
+
+def state_elements(work: Work, optimizer: str) -> float:
+    """Return elements of optimizer state: one momentum a matrix with Muon, two moments for the rest; AdamW two."""
+    total = 0.0
+    for name, times in work.count.items():
+        for weight in work.parts[name].weights:
+            matrix = optimizer == "muon" and weight.kind in ("linear", "plain", "expert") and len(weight.shape) > 1
+            total += times * weight.numel * (1 if matrix else 2)
+    return total
+
+
+def own_state_bytes(config: ModelConfig, max_tokens: int, sequences: int, chunk: int) -> int:
+    """Return the bytes of a decode state: those of its tensors, on the meta device."""
+    return State(config, max_tokens, num_sequences=sequences, chunk=chunk, device="meta", dtype=torch.float32).nbytes()
+
+
+def own_pass_memory(config: ModelConfig, max_tokens: int, sequences: int, chunk: int) -> float:
+    """Return the peak bytes of serving: weights, the decode state, and a pass of `chunk` tokens of each sequence.
+
+    A pass holds the residual streams before and after an op, and the tensors of its largest call.
+    """
+    work = v4_work(config, Batch(sequences, chunk, max_tokens - chunk), "own", torch.float32)
+    largest = max(float(cut(part, Share()).moved.max()) for part in work.parts.values() if part.calls)
+    streams = 4.0 * work.batch.tokens * work.shape.hidden * work.shape.streams
+    weights = 4.0 * work.num_parameters(mtp=True)
+    return weights + own_state_bytes(config, max_tokens, sequences, chunk) + 2 * streams + largest
+
+
+def own_step_s(config: ModelConfig, batch: int, length: int, limits: ChipFacts, scale: float = 1.0, *,
+               recompute: bool = False) -> float:
+    """Return the seconds of one training step on a processor with these limits: each call's larger of compute and
+    memory time, forward, backward (and forward again), times `scale` from one calibration run."""
+    work = v4_work(config, Batch(batch, length, training=True), "own", torch.float32)
+    flops_per_s, bytes_per_s = limits.peak_flops_per_s["fp32"], limits.memory_bytes_per_s
+    total = 0.0
+    for name, times in work.count.items():
+        cuts = cut(work.parts[name], Share())
+        forward = _call_s(cuts, flops_per_s, bytes_per_s, 1.0)
+        backward = _call_s(cuts, flops_per_s, bytes_per_s, 2.0)
+        again = forward if recompute and name not in ("embed", "head") else 0.0
+        total += times * (forward + backward + again)
+    total += 7 * 4.0 * work.num_parameters(mtp=True) / bytes_per_s  # the optimizer's passes
+    return total * scale
+
+
+def _call_s(cuts: Cuts, flops_per_s: float, bytes_per_s: float, times: float) -> float:
+    flops = cuts.flops * times
+    if times > 1:
+        flops[cuts.kind == ATTENTION] *= 1.25
+        flops[cuts.kind == INDEX] = 0.0
+    moved = (cuts.moved + 4 * cuts.weights) * times
+    return float((flops / flops_per_s).clip(moved / bytes_per_s).sum())

@@ -1,0 +1,148 @@
+"""Are the planner's memory and step time right for real runs on this processor?
+
+12 runs of this project's own trainer and decode state (fp32, one thread): peak bytes of all tensors, as torch's
+allocator counts them, against `plan.own`; and the processor seconds of a training step against the roofline with one
+factor from one calibration run (the first). Held to: memory within 8 %, time within 15 %.
+
+    python -m benchmarks.plan_cpu [--runs N] [--no-time]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from anychip.chips import open_chip
+from anychip.chips.cpu_limits import measure_limits
+from anychip.config import load_config
+from anychip.model import Layout, State, Transformer, initialize
+from anychip.plan.own import own_pass_memory, own_step_s, own_train_memory
+from anychip.train.settings import TrainSettings
+from anychip.train.trainer import Trainer
+
+from .rows import append, row
+
+# task, model, sequences, length, recompute, optimizer
+RUNS = (
+    ("train", "nano", 4, 1024, False, "muon"), ("train", "nano", 4, 1024, True, "muon"),
+    ("train", "nano", 1, 4096, False, "muon"), ("train", "nano", 1, 4096, True, "adamw"),
+    ("train", "nano", 8, 512, False, "adamw"), ("train", "nano", 2, 2048, True, "muon"),
+    ("train", "tiny", 1, 1024, False, "muon"), ("train", "tiny", 1, 1024, True, "muon"),
+    ("train", "tiny", 2, 512, False, "adamw"), ("train", "tiny", 1, 2048, True, "adamw"),
+    ("serve", "tiny", 4, 4096, False, ""), ("serve", "nano", 8, 8192, False, ""),
+)
+CHUNK = 256  # new tokens of a serving pass, of each sequence
+MEMORY_LIMIT, TIME_LIMIT = 0.08, 0.15
+
+
+class _Random:
+    """Random tokens for every step."""
+
+    def __init__(self, vocabulary: int, batch: int, length: int) -> None:
+        self.shape = vocabulary, batch, length
+
+    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        vocabulary, batch, length = self.shape
+        ids = torch.randint(0, vocabulary, (batch, length + 1), generator=torch.Generator().manual_seed(step))
+        return ids[:, :-1], ids[:, 1:]
+
+
+def peak_bytes(call: Any) -> float:
+    """Run `call` and return the most bytes that its tensors had together, over what there was before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return float(peak)
+
+
+def size_of(value: Any) -> int:
+    """Return the bytes of all tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(size_of(item) for item in items)
+
+
+def measure(index: int) -> dict[str, Any]:
+    """Run one of RUNS here and return its peak bytes, and for training the processor seconds of a step."""
+    torch.set_num_threads(1)
+    task, name, sequences, length, recompute, optimizer = RUNS[index]
+    config, chip = load_config(name), open_chip("cpu")
+    model = Transformer(config, chip.ops())
+    initialize(model, 0)
+    weights = sum(size_of(t) for t in (*model.parameters(), *model.buffers()))
+    if task == "serve":
+        with torch.inference_mode():
+            state = State(config, length, num_sequences=sequences, chunk=CHUNK)
+            state.assume(length - CHUNK)
+            ids = torch.zeros(sequences * CHUNK, dtype=torch.int64)
+            layout = Layout((length - CHUNK,) * sequences, (CHUNK,) * sequences)
+            peak = peak_bytes(lambda: model(ids, layout, state))
+        return {"peak": weights + state.nbytes() + peak}
+    settings = TrainSettings(steps=10, batch=sequences, length=length, recompute=recompute, optimizer=optimizer)
+    trainer = Trainer(model, chip, _Random(config.vocab_size, sequences, length), settings)
+    trainer.step()
+    peak = peak_bytes(trainer.step)
+    seconds = []
+    for _ in range(3):
+        begin = time.process_time()
+        trainer.step()
+        seconds.append(time.process_time() - begin)
+    return {"peak": weights + size_of(trainer.optimizer.state_dict()) + peak, "seconds": statistics.median(seconds)}
+
+
+def predict(index: int) -> float:
+    """Return the predicted peak bytes of one of RUNS."""
+    task, name, sequences, length, recompute, optimizer = RUNS[index]
+    if task == "serve":
+        return own_pass_memory(load_config(name), length, sequences, CHUNK)
+    return own_train_memory(load_config(name), sequences, length, recompute=recompute, optimizer=optimizer).peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=len(RUNS))
+    parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--one", type=int, default=None)
+    asked = parser.parse_args()
+    if asked.one is not None:
+        print(json.dumps(measure(asked.one)))
+        return
+    limits = None
+    if not asked.no_time:
+        torch.set_num_threads(1)
+        limits = measure_limits("this processor, one thread")
+    rows, scale, errors, times = [], None, [], []
+    for index, run in enumerate(RUNS[: asked.runs]):
+        done = subprocess.run([sys.executable, "-m", "benchmarks.plan_cpu", "--one", str(index)], capture_output=True,
+                              text=True, check=True)
+        measured, predicted = json.loads(done.stdout.splitlines()[-1]), predict(index)
+        error = predicted / measured["peak"] - 1
+        errors.append(error)
+        line = {"run": run, "peak_MB": measured["peak"] / 1e6, "predicted_MB": predicted / 1e6, "error": error}
+        if limits is not None and "seconds" in measured:
+            plain = own_step_s(load_config(run[1]), run[2], run[3], limits, recompute=run[4])
+            scale = scale or measured["seconds"] / plain
+            line |= {"seconds": measured["seconds"], "predicted_s": plain * scale}
+            times.append(plain * scale / measured["seconds"] - 1)
+        print(json.dumps(line), flush=True)
+        rows.append(row("plan_cpu", "peak memory predicted over measured", [1 + error], "1", str(run)))
+    append(rows)
+    worst, slowest = max(map(abs, errors)), max(map(abs, times[1:]), default=None)
+    print(json.dumps({"runs": len(errors), "largest_memory_error": worst, "limit": MEMORY_LIMIT,
+                      "largest_time_error": slowest, "time_limit": TIME_LIMIT, "time_factor": scale}))
+
+
+if __name__ == "__main__":
+    main()
