@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..ops import Ops
-from ..ops.orthogonal import Matrices, MuonRule, step_size
+from ..ops.orthogonal import Matrices, MuonRule
 from ..parallel import Placement
 from .muon import is_muons, logical_matrices
 from .settings import TrainSettings
@@ -64,13 +64,13 @@ class Optimizer:
         self._ops.muon(whole, rule)
 
     def _step_in_parts(self, name: str, parts: tuple[Tensor, Tensor, Tensor], rule: MuonRule) -> None:
-        """Muon's step where this rank holds a slice: the rule needs whole matrices, the rest does not."""
-        weight, grad, momentum = parts
-        momentum.mul_(rule.momentum).add_(grad)
-        whole = self._placement.full(grad + rule.momentum * momentum).contiguous()
-        for stack in logical_matrices(name, whole, self._config):  # views of `whole`
-            stack.copy_(self._ops.orthogonalize(stack) * step_size(*stack.shape[1:]))
-        weight.mul_(1 - rule.rate * rule.decay).sub_(self._placement.local(whole, like=weight) * rule.rate)
+        """Muon's step where this rank holds slices: on the whole matrices, so that it has the bits of one process."""
+        whole = [self._placement.full(part).contiguous() for part in parts]
+        views = (logical_matrices(name, tensor, self._config) for tensor in whole)
+        self._ops.muon([Matrices(*matrices) for matrices in zip(*views, strict=True)], rule)
+        weight, _, momentum = parts
+        for mine, tensor in ((weight, whole[0]), (momentum, whole[2])):
+            mine.copy_(self._placement.local(tensor, like=mine))
 
     def _momentum(self, name: str, parameter: Tensor) -> Tensor:
         if name not in self._momenta:
