@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,11 @@ class Supervision:
             raise InputError("; ".join(problems))
 
 
-def supervise(job: Job, supervision: Supervision) -> Path:
+def supervise(job: Job, supervision: Supervision, *,
+              started: Callable[[dict[int, int]], None] = lambda processes: None) -> Path:
     """Run a job on several ranks of this machine to its end, through any faults; return the final checkpoint.
 
+    `started` is told each time the ranks have been started: process ids by rank.
     Raises Stopped where the run cannot go on by itself, or the AnychipError that ended it.
     """
     multiprocessing.set_forkserver_preload(PRELOAD)
@@ -64,6 +67,7 @@ def supervise(job: Job, supervision: Supervision) -> Path:
         pulse.create(beats, supervision.num_processes)
         threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
         agent = _agent(job, supervision, beats, Path(scratch) / "logs")
+        agent.started = started
         ended = threading.Event()
         watchdog = threading.Thread(target=_watch, args=(agent, beats, supervision.hang_s, ended), daemon=True)
         watchdog.start()
@@ -93,17 +97,19 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, logs, start_method="forkserver", shutdown_timeout=5, exit_barrier_timeout=30)
         self.out, self._beats, self.hung = out, beats, set[int]()
         self.last_fault, self.is_ending = "", False
+        self.started: Callable[[dict[int, int]], None] = lambda processes: None
         self._fruitless, self._progress = 0, self._how_far()
 
     def events(self) -> Events | None:
         """Return the run's events, None while the run has no folder."""
         return Events(self.out, by="supervisor") if (self.out / "run.json").is_file() else None
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
         pulse.create(self._beats, worker_group.spec.local_world_size)
         self.is_ending = False
-        started: dict[int, Any] = super()._start_workers(worker_group)
-        return started
+        processes: dict[int, int] = super()._start_workers(worker_group)
+        self.started(processes)
+        return processes
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
