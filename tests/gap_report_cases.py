@@ -14,7 +14,7 @@ from anychip.gap.record import LEVELS
 from anychip.gap.report.html import render
 from anychip.gap.row import Row
 from anychip.gap.statistics import mcnemar, paired_t
-from anychip.gap.train_level import Training
+from anychip.gap.train_level import Family, Member, Training
 from anychip.record import Kind, Quantity
 
 ATTACK = "</p><script>alert('x')</script> & \x1b[31m\u202e[bold]red[/bold]\nline"
@@ -53,7 +53,9 @@ def training_of(a: list[list[float]], b: list[list[float]]) -> Training:
     """Return the train level of two chips' losses."""
     test = paired_t(*(np.array(side)[:, -3:].mean(1) for side in (a, b)))
     first = max(abs(x[0] - y[0]) for x, y in zip(a, b, strict=True))
-    return Training(2, 12, (a, b), first, test, 7.4, True, ("head.weight", 0.01), 0.02, Kind.EMULATED)
+    return Training(2, 12, (a, b), first, test, 7.4, True,
+                    Family(162, 0.05, Member("head.weight", 0.0 if a == b else 0.01, 0.4)),
+                    Family(64, 0.01, Member("layers.1.ffn expert 3", 0.0 if a == b else 0.02, 0.3)), Kind.EMULATED)
 
 
 def comparison() -> Comparison:

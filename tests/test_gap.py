@@ -95,7 +95,7 @@ def test_a_broken_foreign_or_future_file_is_refused(bundles, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BundleError, match="not a whole bundle"):
         Bundle.load(path)
-    path.write_bytes(whole.replace(b'"version":"2"', b'"version":"9"', 1))
+    path.write_bytes(whole.replace(b'"version":"3"', b'"version":"9"', 1))
     with pytest.raises(BundleError, match="version 9"):
         Bundle.load(path)
     path.write_bytes(whole.replace(b"anychip-gap", b"nothing-gap", 1))

@@ -36,6 +36,15 @@ def test_the_paired_test_holds_its_level(n: int) -> None:
     assert abs(rejected - 0.05) < 0.01
 
 
+def test_holm_accuses_a_family_without_a_difference_in_at_most_5_of_100() -> None:
+    draw = np.random.default_rng(9)
+    noise = draw.normal(0, 0.2, (800, 3, 40))  # families of 40 figures, 3 runs each
+    wrong = np.mean([np.min(statistics.holm(statistics.paired_t_each(0 * x, x)[1])) < 0.05 for x in noise])
+    assert wrong < 0.05 + 0.02
+    adjusted = statistics.holm(np.array([0.01, np.nan, 0.04, 0.03]))
+    assert adjusted == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
+
+
 @pytest.mark.parametrize(("n", "share"), [(60, 0.1), (120, 0.05), (400, 0.2)])
 def test_mcnemar_holds_its_level_and_its_interval_covers(n: int, share: float) -> None:
     counts = np.random.default_rng(n).multinomial(n, [share / 2, share / 2, 1 - share], TRIALS // 5)

@@ -35,15 +35,14 @@ def record_generation(subject: Subject, chip: Chip, bundle: Bundle) -> None:
 def record_training(subject: Subject, chip: Chip, bundle: Bundle) -> None:
     """Losses, gradient norms and times of the first steps from seeded weights: one run a seed, on its own batches.
 
-    The first run also keeps the first step's gradient norm of every tensor, and each router's load after the last.
+    Every run keeps the first step's gradient norm of every tensor, and each router's load after the last step.
     """
     settings = subject.settings
     seeds = range(settings.seed, settings.seed + settings.train_seeds)
-    bundle.tables["training"] = [_train(subject, chip, seed, bundle if seed == settings.seed else None)
-                                 for seed in seeds]
+    bundle.tables["training"] = [_train(subject, chip, seed) for seed in seeds]
 
 
-def _train(subject: Subject, chip: Chip, seed: int, details: Bundle | None) -> dict[str, Any]:
+def _train(subject: Subject, chip: Chip, seed: int) -> dict[str, Any]:
     settings = subject.settings
     batches = TokenBatches(subject.ids, settings.train_batch, settings.train_length, seed)
     trainer = Trainer(subject.model(chip, trained=False, seed=seed), chip, batches,
@@ -52,20 +51,17 @@ def _train(subject: Subject, chip: Chip, seed: int, details: Bundle | None) -> d
                                     learning_rate=settings.learning_rate, warmup_steps=5, decay_from=0.0,
                                     optimizer="adamw", balance_weight=0.0))
     steps = [trainer.step()]
-    if details is not None:
-        details.tables["grad_norms"] = {name: float(p.grad.norm().cpu())
-                                        for name, p in trainer.model.named_parameters() if p.grad is not None}
+    norms = {name: float(p.grad.norm().cpu()) for name, p in trainer.model.named_parameters() if p.grad is not None}
     steps += [trainer.step() for _ in range(settings.train_steps - 1)]
-    if details is not None:
-        details.tables["router_load"] = _router_load(trainer)
     return {"seed": seed, "loss": [s.loss for s in steps], "grad_norm": [s.grad_norm for s in steps],
-            "time_s": [s.time_s for s in steps], "tokens": steps[0].tokens}
+            "time_s": [s.time_s for s in steps], "tokens": steps[0].tokens, "grad_norms": norms,
+            "router_load": _router_load(trainer)}
 
 
 def _router_load(trainer: Trainer) -> dict[str, list[float]]:
     """Each router's share of token-expert pairs by expert, on the batch that would come next."""
-    inputs, targets = (ids.to(trainer.chip.device) for ids in trainer.batches.at(trainer.steps_done))
-    trainer.losses(inputs, targets)  # builds gradients, so that the routers keep what they chose
+    inputs, targets, *_ = trainer.batches.at(trainer.steps_done)
+    trainer.losses(inputs.to(trainer.chip.device), targets.to(trainer.chip.device))  # builds gradients, so that the routers keep what they chose
     found = {}
     for name, layer in trainer.model.named_modules():
         if isinstance(layer, MoE) and layer.chosen is not None:

@@ -1,6 +1,6 @@
 """A gap bundle: all that one chip's run says, in one safetensors file that travels between machines.
 
-Format 2: tensors by name (`ops/<n>`, `layers/<name>`, `model/nll`, ...), and four metadata strings: `format`
+Format 3: tensors by name (`ops/<n>`, `layers/<name>`, `model/nll`, ...), and four metadata strings: `format`
 ("anychip-gap"), `version`, `about` (JSON: chip, kinds, versions, digests, settings) and `tables` (JSON rows).
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import BundleError, InputError
 
-FORMAT, VERSION = "anychip-gap", 2
+FORMAT, VERSION = "anychip-gap", 3
 
 
 @dataclass

@@ -132,8 +132,8 @@ def gradients(chip: Chip, subject: Subject, stem: Path) -> dict[str, Any]:
 
 
 def _gradients(trainer: Trainer) -> dict[str, Tensor]:
-    inputs, targets = (ids.to(trainer.chip.device) for ids in trainer.batches.at(0))
-    loss, ahead = trainer.losses(inputs, targets)
+    inputs, targets, *_ = trainer.batches.at(0)
+    loss, ahead = trainer.losses(inputs.to(trainer.chip.device), targets.to(trainer.chip.device))
     (loss if ahead is None else loss + ahead).backward()
     return {name: p.grad.cpu() for name, p in trainer.model.named_parameters() if p.grad is not None}
 

@@ -69,6 +69,27 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
     return Test(interval, float(2 * special.stdtr(len(delta) - 1, -abs(t))))
 
 
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p values adjusted for how many there are (Holm 1979): reject those below a level and at most that share
+    of families is accused of anything wrongly. NaN (no test) stays and counts for nothing.
+    """
+    values = np.asarray(p_values, float)
+    adjusted, known = values.copy(), np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    scaled = values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0) if len(order) else scaled
+    return adjusted
+
+
+def paired_t_each(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compare many quantities of the same paired runs, b less a: [runs, quantities] -> mean difference, p of each.
+
+    `paired_t` of each column; NaN p with one run. Adjust with `holm` before accusing one of them.
+    """
+    tests = [paired_t(x, y) for x, y in zip(np.asarray(a, float).T, np.asarray(b, float).T, strict=True)]
+    return np.array([test.difference.value for test in tests]), np.array([test.p for test in tests])
+
+
 def reference_convergence(reference: np.ndarray, tested: np.ndarray, p: float = 0.05) -> tuple[float, bool]:
     """Return (limit, accepted): may the tested runs' mean loss be this high? One-sided two-sample Student t.
 

@@ -11,7 +11,8 @@ from ...record import Kind, Quantity
 from ..compare import Comparison
 from ..quality import quality_row
 from ..row import Row
-from .verdict import Verdict, headline, verdicts
+from .marks import Verdict
+from .verdict import headline, verdicts
 from .words import coarser_format, command
 
 SCHEMA = "anychip-gap-report/2"  # schema.json beside this file

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 
 from ...record import Kind, Quantity
 from ..compare import Comparison
@@ -13,34 +12,12 @@ from ..noise import KINDS
 from ..numerics import DISCRETE
 from ..row import Row
 from ..statistics import LEVEL
-from ..train_level import spread
-from .words import TAGS, coarser_format, full, number, row_unit
+from .marks import Mark, Verdict
+from .training import training_verdicts
+from .words import TAGS, coarser_format, number, row_unit
 
 RESOLUTION = 1e-6  # nats a token: what float32 log-probabilities of about -10 can tell apart
 FORMAT_FACTOR = 2  # a chip may round twice as often as the emulation, which rounds what ops read and write
-
-
-class Mark(str, Enum):
-    """What a line of the verdict tells, as the word that is printed before it."""
-
-    SAME = "same"  # no difference at all, or none that this run can see
-    NOISE = "within noise"  # a difference that number formats, batch shapes or chance explain
-    GAP = "real gap"  # a difference beyond them
-    FACT = "fact"  # a number to judge by yourself
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the verdict: its mark, what it is about, and a sentence of words and quantities."""
-
-    mark: Mark
-    about: str
-    parts: tuple[str | Quantity, ...]
-
-    def text(self) -> str:
-        """Return the sentence with every quantity in full: value, interval, unit, kind."""
-        return "".join(p if isinstance(p, str) else full(p) for p in self.parts)
 
 
 def headline(comparison: Comparison) -> str:
@@ -61,8 +38,8 @@ def headline(comparison: Comparison) -> str:
 def verdicts(comparison: Comparison) -> list[Verdict]:
     """Return the whole verdict, most telling lines first: a line or several for each level that was compared."""
     lines: dict[str, list[Callable[[Comparison], Verdict | list[Verdict]]]] = {
-        "op": [_ops], "layer": [_layers], "model": [_model, _generation], "train": [_training], "quality": [_quality],
-        "speed": [_speed, _memory]}
+        "op": [_ops], "layer": [_layers], "model": [_model, _generation], "train": [training_verdicts],
+        "quality": [_quality], "speed": [_speed, _memory]}
     found = [_faults(comparison)] if {"op", "layer"} & set(comparison.levels) else []
     for level in comparison.levels:
         for line in lines[level]:
@@ -167,28 +144,6 @@ def _model(comparison: Comparison) -> list[Verdict]:
                                             f" of {top1.note}")),
         Verdict(mark, "loss", ("loss on real text, B less A: ", _gap(loss), tail)),
     ]
-
-
-def _training(comparison: Comparison) -> Verdict:
-    """Paired by seed. A gap is real where the interval of the difference leaves out 0 and is not format noise."""
-    train = comparison.train
-    assert train is not None
-    gap, other = train.gap(), Quantity(spread(train), "nats/token", train.kind)
-    said = (f"loss after {train.steps} steps, B less A, paired over {train.seeds} seeds: ", gap)
-    if not math.isfinite(train.test.difference.value):
-        return Verdict(Mark.GAP, "training", said)
-    if gap.value == 0 and train.first == 0:
-        return Verdict(Mark.SAME, "training", (*said, "; the first step's loss is equal"))
-    first = Quantity(100 * train.first, "%", train.kind)
-    tail = (f" (p {number(train.test.p)}); first step's loss apart by ", first, "; another seed alone moves it by ",
-            other)
-    if train.seeds < 2:
-        return Verdict(Mark.FACT, "training", (*said, "; one seed allows no interval"))
-    if train.test.p >= 1 - LEVEL:
-        return Verdict(Mark.NOISE, "training", (*said, *tail))
-    if abs(train.test.difference.value) <= spread(train):
-        return Verdict(Mark.NOISE, "training", (*said, *tail, ": more"))
-    return Verdict(Mark.GAP, "training", (*said, *tail))
 
 
 def _quality(comparison: Comparison) -> Verdict:
