@@ -140,6 +140,18 @@ def test_train_reports_held_out_loss_in_nats_a_token_and_a_byte(tmp_path):
     assert 3 < ratio < 5  # bytes a token of this tokenizer on English
 
 
+def test_train_fine_tunes_on_chats_from_a_checkpoint(checkpoint, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"messages": [{"role": "user", "content": "Who?"},
+                                              {"role": "assistant", "content": "Ahab."}]}))
+    common = ("train", "--sft", chats, "--steps", 2, "--length", 32, "--chip", "cpu:reference")
+    result = anychip(*common, "--from", checkpoint, "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["steps"] == 2
+    assert "needs a checkpoint to begin from: --from" in refusal(*common, "--out", tmp_path / "other")
+    assert "give one of --text and --sft" in refusal(*common, "--out", tmp_path / "other", "--text", chats)
+
+
 def test_convert_there_and_back_keeps_the_weights(checkpoint, tmp_path):
     there = anychip("convert", checkpoint, tmp_path / "hf", "--to", "transformers", "--json")
     assert there.exit_code == 0 and json.loads(there.stdout)["to"] == "transformers"

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: loss.jsonl and the saves.")],
     preset: Annotated[str, typer.Option(help="nano, tiny, mini, or the path of a config.json.")] = "nano",
-    steps: Annotated[int, typer.Option(help="Steps of the whole run.")] = 1000,
-    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
-    length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 1e-3,
-    warmup_steps: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and of the batches.")] = 0,
-    text: Annotated[list[Path] | None, typer.Option(help="A .txt or .jsonl file, again for more. "
+    recipe: Annotated[Path | None, typer.Option(help="A TOML file of training settings; see docs/training.md. "
+                                                     "Default: the preset's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the whole run.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of Muon and AdamW.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps of linear warm-up.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the weights and of the batches.")] = None,
+    text: Annotated[list[Path] | None, typer.Option(help="A .txt, .jsonl or .parquet file, again for more. "
                                                          "Default: the shipped corpus.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="anychip-4096, deepseek-v4, or a folder.")] = "anychip-4096",
+    sft: Annotated[Path | None, typer.Option(help="Fine-tune on chats: a .jsonl file, an object with messages a line.")
+                   ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="A checkpoint to begin from: a folder, or nano.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="anychip-4096, deepseek-v4, or a folder. Default: the "
+                                                       "checkpoint's, or anychip-4096.")] = None,
     chip: Annotated[str, typer.Option(help="A name that `anychip chips` lists.")] = "cpu",
     save_every: Annotated[int, typer.Option(help="Steps between saves.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object at the end.")] = False,
@@ -33,33 +39,26 @@ def train(
     """Train a model. Run the same command again to go on after an interruption, bit for bit.
 
     Example: [bold]anychip train --preset nano --out run --steps 300[/bold]
+    Example: [bold]anychip train --sft chats.jsonl --from nano --out tuned[/bold]
     """
     from ..chips import open_chip
-    from ..config import load_config
-    from ..text.batches import TokenBatches, encode_documents
-    from ..text.tokenizer import open_tokenizer
-    from ..train import Run, TrainSettings
+    from ..serve.models import model_folder
+    from ..train.make import make_run
+    from ..train.recipe import make_settings
 
-    settings = TrainSettings(steps, batch, length, seed=seed, learning_rate=learning_rate, warmup_steps=warmup_steps)
-    device, config, words = open_chip(chip), load_config(preset), open_tokenizer(tokenizer)
+    given = {"steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate,
+             "warmup_steps": warmup_steps, "seed": seed}
+    settings, device = make_settings(preset, recipe, given, sft=sft is not None), open_chip(chip)
     with working("reading the text"):
-        ids = encode_documents(words, _documents(text))
-    run = Run(config, words, TokenBatches(ids, batch, length, seed), settings)
+        run = make_run(settings, preset=preset, tokenizer=tokenizer, text=text or (), sft=sft,
+                       start=model_folder(start) if start else None)
     checkpoint, last = _train(run, device, out, save_every)
     summary: dict[str, Any] = {"checkpoint": str(checkpoint), "chip": chip, "kind": device.numerics.value,
-                               "steps": steps, "loss": last}
-    if text is None:
+                               "steps": settings.steps, "loss": last}
+    if text is None and sft is None:
         with working("validating"):
             summary |= _validation(run, device, checkpoint)
     print_json(summary) if as_json else _print(summary)
-
-
-def _documents(text: list[Path] | None) -> list[str]:
-    from ..text import corpus
-
-    if text is None:
-        return corpus.documents("train")
-    return [document for path in text for document in corpus.read_documents(path)]
 
 
 def _train(run: Run, chip: Chip, out: Path, save_every: int) -> tuple[Path, float]:
@@ -87,9 +86,10 @@ def _validation(run: Run, chip: Chip, checkpoint: Path) -> dict[str, float]:
     ids, num_bytes = encode_documents(run.tokenizer, documents), sum(len(d.encode()) for d in documents)
     model, _ = load_model(checkpoint, chip.ops(), device=chip.device)
     loss = mean_loss(model, ids, run.settings.length)
+    trained_on = encode_documents(run.tokenizer, corpus.documents("train"))
     return {"validation_nats_per_token": loss, "validation_nats_per_byte": loss * (ids.numel() - 1) / num_bytes,
             "validation_tokens": ids.numel() - 1,
-            "unigram_nats_per_token": unigram_loss(run.batches.ids, ids, run.config.vocab_size)}
+            "unigram_nats_per_token": unigram_loss(trained_on, ids, run.config.vocab_size)}
 
 
 def _print(summary: dict[str, Any]) -> None:

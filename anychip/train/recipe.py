@@ -12,19 +12,22 @@ from typing import Any
 from ..errors import InputError, nearest
 from .settings import TrainSettings
 
+_OF_STEPS = ("warmup_steps", "dense_steps", "indexer_steps")
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainSettings)}
 
 
 def make_settings(preset: str, recipe: str | Path | None, given: Mapping[str, Any], *, sft: bool = False
                   ) -> TrainSettings:
     """Return the settings of a run: the preset's (or fine-tuning's), then the recipe file's, then what is `given`
-    (None: not given). Raises InputError with all reasons."""
+    (None: not given). Of another number of steps, warm-up and stages of the preset keep their share. Raises
+    InputError with all reasons."""
     table = tomllib.loads(resources.files(__package__).joinpath("recipes.toml").read_text(encoding="utf-8"))
-    values = dict(table["sft"] if sft else table.get(preset, table["other"]))
-    if recipe is not None:
-        values |= read_recipe(recipe)
-    values |= {name: value for name, value in given.items() if value is not None}
-    return TrainSettings(**values)
+    base = dict(table["sft"] if sft else table.get(preset, table["other"]))
+    said = read_recipe(recipe) if recipe is not None else {}
+    said |= {name: value for name, value in given.items() if value is not None}
+    share = said.get("steps", base["steps"]) / base["steps"]
+    scaled = {name: round(value * share) for name, value in base.items() if name in _OF_STEPS}
+    return TrainSettings(**(base | scaled | said))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
