@@ -106,8 +106,8 @@ def main() -> None:
         base, found = curve_of("one", asked.steps, ids, folder), []
         for layout in asked.layouts.split():
             found.append(compare(layout, curve_of(layout, asked.steps, ids, folder), base))
-            print("{layout:28s} {processes} processes  max relative {max_relative:.1e}  losses bitwise {losses_bitwise}  "
-                  "weights bitwise {weights_bitwise}".format(**found[-1]), flush=True)
+            print("{layout:28s} {processes} processes  max relative {max_relative:.1e}  bitwise: losses "
+                  "{losses_bitwise}, weights {weights_bitwise}".format(**found[-1]), flush=True)
     worst = max(item["max_relative"] for item in found)
     append([row("parallel_losses", "largest relative difference of a loss from one process's, over layouts",
                 [item["max_relative"] for item in found], "", f"nano, {asked.steps} steps of 4 x 256 tokens")])

@@ -1,51 +1,55 @@
 """Runs on several processes for tests of parallel training: what each layout's losses and weights come to."""
 
 import hashlib
-import os
-from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from train_cases import small
 
 from anychip.chips import open_chip
 from anychip.model import Transformer, initialize
+from anychip.parallel import Placement
 from anychip.parallel.degrees import Degrees
-from anychip.parallel.launch import launch
 from anychip.parallel.ranks import Ranks
-from anychip.parallel.world import join, leave
+from anychip.parallel.world import join
 from anychip.text.batches import TokenBatches
 from anychip.train import Trainer, TrainSettings
 
+Result = tuple[list[float], dict[str, str]]
+
 
 def settings(**values) -> TrainSettings:
-    """Return settings of a short run in four micro-batches."""
-    return TrainSettings(**({"steps": 3, "batch": 4, "length": 32, "learning_rate": 3e-3, "micro_batches": 4,
-                             "optimizer": "adamw"} | values))
+    """Return settings of two steps: four micro-batches, each of one sequence in two blocks."""
+    return TrainSettings(**({"steps": 2, "batch": 4, "length": 256, "learning_rate": 3e-3, "micro_batches": 4,
+                             "context_blocks": 2, "balance_weight": 0.01, "indexer_weight": 0.1} | values))
 
 
-def run(layouts: list[tuple[Degrees, TrainSettings]], chip: str, config) -> list[tuple[list[float], str]]:
-    """Train on this rank in each layout in turn; return its losses and the digest of the whole model's weights."""
-    return [_train(degrees, chosen, chip, config) for degrees, chosen in layouts]
+def run(layouts: list[Degrees], chosen: TrainSettings) -> list[Result]:
+    """Be one rank: train in each layout in turn; return the losses and this rank's parameters' digests."""
+    torch.set_num_threads(1)
+    return [train(chosen, lambda model, degrees=degrees: Ranks(model, join(torch.device("cpu"), degrees), chosen))
+            for degrees in layouts]
 
 
-def _train(degrees, chosen, chip_name, config):
+def train(chosen: TrainSettings, place, chip_name: str = "cpu:reference") -> Result:
+    """Train the small model where `place` puts it."""
     chip = open_chip(chip_name)
-    model = Transformer(config, chip.ops())
+    model = Transformer(small(), chip.ops())
     initialize(model, 0)
-    ids = torch.randint(0, config.vocab_size, (2000,), generator=torch.Generator().manual_seed(0))
-    batches = TokenBatches(ids, chosen.batch, chosen.length, 0)
-    placement = Ranks(model, join(chip.device, degrees), chosen)
-    trainer = Trainer(model, chip, batches, chosen, placement)
+    ids = torch.randint(0, 4096, (2000,), generator=torch.Generator().manual_seed(0))
+    placement: Placement = place(model)
+    trainer = Trainer(model, chip, TokenBatches(ids, chosen.batch, chosen.length, 0), chosen, placement)
     losses = [trainer.step().loss for _ in range(chosen.steps)]
-    return losses, {name: digest(placement.full(p.detach())) for name, p in model.named_parameters()}
+    whole = {name: placement.full(p.detach()) for name, p in model.named_parameters()}
+    return losses, {name: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for name, t in whole.items()}
 
 
-def digest(tensor):
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:12]
-
-
-def run_all(num_processes, layouts, chip="cpu:reference", config=None):
-    """Run layouts on `num_processes`; return, for each, the losses and all parameters' digests."""
-    by_rank = launch(num_processes, run, (layouts, chip, config or small()))
-    return [(ranks[0][0], {name: d for _, digests in ranks for name, d in digests.items()})
+def joined(by_rank: list[list[Result]]) -> list[Result]:
+    """Put the ranks' parts of each layout's result together."""
+    return [(ranks[0][0], {name: digest for _, part in ranks for name, digest in part.items()})
             for ranks in zip(*by_rank, strict=True)]
+
+
+def world_of_one() -> None:
+    """Make this process the only rank of a process group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -67,9 +67,7 @@ def all_sum(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % ranks)).contiguous()
     mine = torch.empty(padded.numel() // ranks, dtype=tensor.dtype, device=tensor.device)
     TreeReduceScatter()(mine, padded, group, None)
-    whole = torch.empty_like(padded)
-    dist.all_gather_into_tensor(whole, mine, group=group)
-    return whole[: flat.numel()].view_as(tensor)
+    return torch.cat(gather_parts(mine, group))[: flat.numel()].view_as(tensor)
 
 
 class TreeReduceScatter(ReduceScatter):

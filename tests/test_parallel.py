@@ -1,0 +1,132 @@
+"""Ranks: every parallel kind gives the bits of one process; layouts that cannot be are refused; sums have one order."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from parallel_cases import joined, run, settings, train, world_of_one
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from anychip.config import load_config
+from anychip.errors import ConfigError, NotSupported
+from anychip.model import Layout
+from anychip.parallel import Batch, Single
+from anychip.parallel.context import Blocks
+from anychip.parallel.degrees import Degrees
+from anychip.parallel.launch import launch
+from anychip.parallel.ranks import Ranks
+from anychip.parallel.stage import layers_of
+from anychip.parallel.sums import RunningTree, tree_sum
+from anychip.parallel.world import lay_out, leave
+
+KINDS = {"shard": Degrees(shard=2), "expert": Degrees(expert=2), "pipeline": Degrees(pipeline=2),
+         "context": Degrees(context=2), "shard again": Degrees(shard=2)}
+
+
+@pytest.fixture
+def alone():
+    world_of_one()
+    yield
+    leave()
+
+
+@pytest.fixture(scope="module")
+def one():
+    world_of_one()
+    yield run([Degrees()], settings())[0]
+    leave()
+
+
+@pytest.fixture(scope="module")
+def two():
+    return dict(zip(KINDS, joined(launch(2, run, (list(KINDS.values()), settings()))), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_have_the_bits_of_one(one, two, kind):
+    losses, weights = two[kind]
+    assert losses == pytest.approx(one[0], rel=1e-6)  # blocks' losses are reported as a sum of other parts
+    assert weights == one[1]
+
+
+def test_a_layout_run_twice_gives_the_same_bits(two):
+    assert two["shard"] == two["shard again"]
+
+
+def test_one_rank_has_the_bits_of_a_single_process_in_as_many_micro_batches(alone):
+    chosen = settings(micro_batches=2, context_blocks=1, length=32)
+    ranked = train(chosen, lambda model: Ranks(model, lay_out("cpu", Degrees()), chosen), "cpu")
+    single = train(chosen, lambda model: Single(model, 2), "cpu")
+    assert ranked == single
+
+
+def test_layouts_that_cannot_be_are_refused_with_all_reasons_and_choices():
+    asked = settings(length=300, context_blocks=2, batch=6, micro_batches=6)
+    with pytest.raises(ConfigError) as caught:
+        Degrees(shard=4, expert=3, pipeline=9, context=2).check(load_config("nano"), asked)
+    assert str(caught.value).splitlines()[1:] == [
+        "  expert=3 does not divide n_routed_experts=16; use 1, 2, 4, 8, 16",
+        "  pipeline=9 exceeds num_hidden_layers=5; use 1 to 5",
+        "  micro_batches=6 cannot be dealt to shard=4 x expert=3 = 12 ranks evenly; use 12, 24, ...",
+        "  length=300 in context_blocks=2 gives blocks of 150 tokens; a block must be a multiple of 128 "
+        "(compress_ratios) and at least sliding_window=128: use a length that is a multiple of 256, at least 256"]
+    with pytest.raises(ConfigError, match="micro_batches=2 leaves 2 for a pipeline of 4 stages; use at least 4"):
+        Degrees(pipeline=4).check(load_config("nano"), settings(micro_batches=2))
+    with pytest.raises(ConfigError, match="context_blocks=2 cannot be dealt to context=4 ranks; use 4, 8, ..."):
+        Degrees(context=4).check(load_config("nano"), settings())
+    with pytest.raises(ConfigError, match="shard=0 must be at least 1"):
+        Degrees(shard=0).check(load_config("nano"), settings())
+
+
+def test_another_number_of_processes_than_the_layouts_is_refused():
+    with pytest.raises(ConfigError, match=r"3 processes were started, but shard=2 x .* needs 4"):
+        Degrees(shard=2, expert=2).check_ranks(3)
+
+
+def test_1024_ranks_find_their_places():
+    degrees = Degrees(shard=8, expert=16, pipeline=4, context=2)
+    dist.init_process_group("fake", store=FakeStore(), rank=777, world_size=1024)
+    try:
+        world = lay_out("cpu", degrees)
+        places = [world.at(axis) for axis in ("pipeline", "shard", "expert", "context")]
+        assert places == [3, 0, 4, 1] and 777 == ((3 * 8 + 0) * 16 + 4) * 2 + 1
+        assert world.data.size() == 256 and world.data_index == 4
+        assert world.group("expert").size() == 16
+    finally:
+        leave()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13])
+def test_a_running_tree_is_the_tree_whatever_the_count(count):
+    parts = list(torch.randn(count, 7, generator=torch.Generator().manual_seed(count)))
+    running = RunningTree()
+    for part in parts:
+        running.add(part.clone())
+    assert torch.equal(running.total(), tree_sum(parts))
+
+
+def test_subtrees_of_ranks_make_the_whole_tree():
+    parts = list(torch.randn(8, 7, generator=torch.Generator().manual_seed(0)))
+    for ranks in (2, 4, 8):  # a rank's micro-batches are every ranks-th one
+        slots = [tree_sum(parts[at : at + ranks]) for at in range(0, 8, ranks)]
+        assert torch.equal(tree_sum(slots), tree_sum(parts))
+
+
+def test_layers_are_dealt_to_stages_in_order():
+    assert [list(layers_of(5, stage, 3)) for stage in range(3)] == [[0, 1], [2, 3], [4]]
+
+
+def test_blocks_of_a_batch_are_chunks_that_start_later():
+    ids = torch.arange(2 * 8).view(2, 8)
+    cut = Blocks(1, 1, 2).cut(Batch.of(ids, ids + 1))
+    assert cut.inputs_BL.tolist() == [[4, 5, 6, 7], [12, 13, 14, 15]] and cut.layout == Layout((4, 4), (4, 4))
+    assert cut.further_BL.tolist() == [[6, 7, 8, -1], [14, 15, 16, -1]]
+    packed = Batch.of(ids, ids + 1, Layout.whole([3, 5, 8]))
+    with pytest.raises(NotSupported, match="context_blocks=2: sequences of several packed samples"):
+        Blocks(0, 1, 2).cut(packed)
+
+
+def test_micro_batches_keep_the_samples_of_their_rows():
+    ids = torch.arange(2 * 8).view(2, 8)
+    first, second = Batch.of(ids, ids + 1, Layout.whole([3, 5, 8])).split(2)
+    assert (first.layout, second.layout) == (Layout.whole([3, 5]), Layout.whole([8]))
+    assert first.further_BL.tolist() == [[2, 3, -1, 5, 6, 7, 8, -1]]
