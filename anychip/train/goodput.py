@@ -35,8 +35,8 @@ class Median:
             return None
         ordered, n = sorted(values), len(values)
         place = _order(n)
-        bounds = (None, None) if place is None else (ordered[place], ordered[n - 1 - place])
-        return cls(statistics.median(ordered), *bounds, n)
+        low, high = (None, None) if place is None else (ordered[place], ordered[n - 1 - place])
+        return cls(statistics.median(ordered), low, high, n)
 
     def text(self) -> str:
         """Return the median with its interval."""
