@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from anychip.gap.compare import Comparison
+from anychip.gap.compare import Comparison, Step
 from anychip.gap.localise import Place
 from anychip.gap.noise import KINDS
 from anychip.gap.quality import Quality
 from anychip.gap.record import LEVELS
 from anychip.gap.report.html import render
 from anychip.gap.row import Row
+from anychip.gap.shortfall import causes, joined
 from anychip.gap.statistics import mcnemar, paired_t
 from anychip.gap.train_level import Family, Member, Training
 from anychip.record import Kind, Quantity
@@ -42,6 +43,13 @@ def top(time_s: float) -> list[dict]:
     """Return ten costliest ops."""
     return [{"op": f"op{i} backward", "shape": "[64, 32] x [32, 64]", "calls": 43, "time_s": time_s / 2**i,
              "share": 0.4 / 2**i} for i in range(10)]
+
+
+def groups(time_s: float) -> list[dict]:
+    """Return the ten ops with what is possible: a launch and half of the rest are lost."""
+    return [row | {"possible_s": row["time_s"] / 2, "memory_s": row["time_s"] / (2 if i % 2 else 4), "flops": 1e12,
+                   "bytes": 1e9, "launch_s": row["time_s"] / 10, "source": "kernels", "rows": 64}
+            for i, row in enumerate(top(time_s))]
 
 
 def runs(slowness: int) -> list[list[float]]:
@@ -92,6 +100,8 @@ def comparison() -> Comparison:
         quality=Quality(120, (0.6, 0.575), (4, 1), mcnemar(4, 1, 120), 0.07, 0.01, 4000.0), speed=speed,
         costliest=(top(3.0), top(0.5)), memory=memory, kl_positions=list(range(0, 2048, 32)),
         costliest_decode=(top(0.02), top(0.0004)),
+        steps=[Step("training step", Kind.SIMULATED, joined(groups(3.0), groups(0.5)), simulated(61.0, "%"),
+                    causes(groups(0.5), groups(3.0)))],
         limits=({"name": "cpu", "device": "a processor", "guesses": []},
                 {"name": "x1", "device": "one X1", "guesses": ["launch.matmul", "efficiency.vector"]}),
         noise=[Row(words, Quantity(1e-9, "nats/token", Kind.MEASURED), emulated(0.004 if name == "format" else 1e-8,

@@ -28,10 +28,6 @@ def simulated(events: Sequence[Event], facts: ChipFacts, precision: str) -> list
     """
     storage, width = PRECISIONS[precision]
 
-    def is_matmul(event: Event) -> bool:
-        op = event.op.removesuffix(" backward")
-        return op in MATMUL_OPS or (op in FP32_PRODUCTS and "fp32" in facts.formats)
-
     def format_of(event: Event) -> str:
         op = event.op.removesuffix(" backward")
         if op not in MATMUL_OPS:
@@ -39,7 +35,14 @@ def simulated(events: Sequence[Event], facts: ChipFacts, precision: str) -> list
         return precision if op in WEIGHT_OPS or width == 4 else storage
 
     stored = [replace(event, bytes=event.bytes * width / _stored_width(event)) for event in events]
-    return simulate(stored, facts, fmt_of=format_of, is_matmul=is_matmul)
+    return simulate(stored, facts, fmt_of=format_of,
+                    is_matmul=lambda event: is_matrix_product(event, facts))
+
+
+def is_matrix_product(event: Event, facts: ChipFacts) -> bool:
+    """Tell whether an op's arithmetic runs on the chip's matrix units."""
+    op = event.op.removesuffix(" backward")
+    return op in MATMUL_OPS or (op in FP32_PRODUCTS and "fp32" in facts.formats)
 
 
 def _stored_width(event: Event) -> int:

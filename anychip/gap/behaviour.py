@@ -61,7 +61,8 @@ def _train(subject: Subject, chip: Chip, seed: int) -> dict[str, Any]:
 def _router_load(trainer: Trainer) -> dict[str, list[float]]:
     """Each router's share of token-expert pairs by expert, on the batch that would come next."""
     inputs, targets, *_ = trainer.batches.at(trainer.steps_done)
-    trainer.losses(inputs.to(trainer.chip.device), targets.to(trainer.chip.device))  # builds gradients, so that the routers keep what they chose
+    # with gradients, so that the routers keep what they chose
+    trainer.losses(inputs.to(trainer.chip.device), targets.to(trainer.chip.device))
     found = {}
     for name, layer in trainer.model.named_modules():
         if isinstance(layer, MoE) and layer.chosen is not None:

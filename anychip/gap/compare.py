@@ -20,7 +20,22 @@ from .numerics import difference
 from .proof import EXPLAINED, judged_cases, places
 from .quality import Quality, judge_quality
 from .row import Row
+from .shortfall import Cause, causes, joined, reached
 from .train_level import Training, judge_training, training_rows
+
+TOP = 10  # costliest ops that are shown
+
+
+@dataclass(frozen=True)
+class Step:
+    """One timed step of b: `ops` joined with a's by op and shapes, what share of the possible it reaches, and why not
+    more (see `shortfall`)."""
+
+    name: str
+    kind: Kind
+    ops: list[dict[str, Any]]
+    reached: Quantity
+    causes: list[Cause]
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class Comparison:
     weaker kind of both chips' numerics. `noise` are each chip's own changes (see `noise.KINDS`), mean KL by kind.
     `hard_cases` are b's ops on hard inputs against the float64 golden, with what is allowed; `places` are where b is
     faulty, likeliest first (see `localise`), and empty where it is not.
+    `steps` are b's timed steps with the causes of their shortfall.
     `kl_positions` are the places of `kl_by_position` in the text. `costliest` are the training step's ops,
     `costliest_decode` those of a decode step at the longest context; `limits` say whose limits times them.
     """
@@ -58,6 +74,7 @@ class Comparison:
     kl_positions: list[int]
     costliest_decode: tuple[list[dict[str, Any]], list[dict[str, Any]]]
     limits: tuple[dict[str, Any] | None, dict[str, Any] | None]
+    steps: list[Step]
     train: Training | None
     quality: Quality | None
     noise: list[Row]
@@ -90,6 +107,7 @@ def compare(a: Bundle, b: Bundle) -> Comparison:
         costliest=(_top(a), _top(b)) if speed else ([], []),
         costliest_decode=(_top_decode(a), _top_decode(b)) if speed else ([], []),
         kl_positions=a.tensors["model/positions"].tolist() if "model" in levels else [],
+        steps=_steps(a, b) if speed else [],
         limits=(a.tables["speed"]["facts"], b.tables["speed"]["facts"]) if speed else (None, None),
         noise=_noise(a, b) if "model" in levels else [],
         hard_cases=judged_cases(a, b) if "op" in levels else [], places=places(a, b, levels),
@@ -238,12 +256,31 @@ def _measured(bundle: Bundle) -> dict[str, Quantity]:
 
 def _top(bundle: Bundle) -> list[dict[str, Any]]:
     train = bundle.tables["speed"]["train"]
-    return [] if train is None else train["top"]
+    return [] if train is None else train["groups"][:TOP]
 
 
 def _top_decode(bundle: Bundle) -> list[dict[str, Any]]:
     decode = bundle.tables["speed"]["decode"]
-    return [] if not decode else decode[-1]["top"]
+    return [] if not decode else decode[-1]["groups"][:TOP]
+
+
+def _steps(a: Bundle, b: Bundle) -> list[Step]:
+    """Every step that b timed: its ops joined with a's by op and shapes, and the causes of what it lacks."""
+    sides = [_timed(bundle) for bundle in (a, b)]
+    measured = sides[1].keys() - {"training step", "decode step"}
+    return [Step(name, Kind.MEASURED if name in measured else Kind.SIMULATED, joined(sides[0].get(name, ()), rows),
+                 reached(rows, Kind.MEASURED if name in measured else Kind.SIMULATED),
+                 causes(rows, sides[0].get(name, ())))
+            for name, rows in sides[1].items()]
+
+
+def _timed(bundle: Bundle) -> dict[str, list[dict[str, Any]]]:
+    """Step -> its (op, shapes) groups: simulated ones of the published model, measured ones of the small model."""
+    speed, found = bundle.tables["speed"], {}
+    if speed["train"] is not None:
+        found = {"training step": speed["train"]["groups"], "decode step": speed["decode"][-1]["groups"]}
+    measured, model = speed["measured"] or {}, bundle.about["model"]
+    return found | {f"{model}: {name}": one["groups"] for name, one in measured.items()}
 
 
 def _memory(a: Bundle, b: Bundle) -> list[Row]:

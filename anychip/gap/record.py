@@ -45,7 +45,7 @@ def sections(reference: Reference, chip: Chip, bundle: Bundle) -> Iterator[tuple
     yield "generation", lambda: record_generation(subject, chip, bundle)
     yield "training", lambda: record_training(subject, chip, bundle)
     yield "quality", lambda: record_quality(subject, chip, bundle)
-    yield "speed", lambda: record_speed(PUBLISHED, chip, bundle)
+    yield "speed", lambda: record_speed(PUBLISHED, subject, chip, bundle)
 
 
 def record(subject: Subject | Reference, chip: Chip, progress: Callable[[str], None] = lambda name: None,

@@ -7,8 +7,9 @@ Backward counts twice the forward's FLOPs and bytes, op by op.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,27 +22,56 @@ from ..ops.recorded import RecordedOps
 from ..ops.shapes import ShapeOps
 from ..record import Event, Kind, Recorder
 from .bundle import Bundle
+from .shortfall import grouped
+from .subject import Subject
 
 TRAIN_SEQUENCES, TRAIN_LENGTH = 16, 4096
 DECODE_CONTEXTS = (4096, 131072)
-TOP = 10
 
 
-def record_speed(published: str, chip: Chip, bundle: Bundle) -> None:
-    """Put simulated train-step and decode times, the costliest ops, and memory needs into the bundle."""
+def record_speed(published: str, subject: Subject, chip: Chip, bundle: Bundle) -> None:
+    """Put simulated train-step and decode times of the published model, by op and shape, and memory needs into the
+    bundle; on a real chip also the measured times of the subject's own ops, in one pass and in a decoded token."""
     config = load_config(published)
-    tables: dict[str, Any] = {"model": published, "facts": None, "train": None, "decode": [],
+    tables: dict[str, Any] = {"model": published, "facts": None, "train": None, "decode": [], "measured": None,
                               "memory": memory_needs(config, chip)}
     limits = chip.limits()
     if limits is not None:
-        train = chip.simulate(*train_calls(config))
-        decode = [chip.simulate(*decode_calls(config, context)) for context in DECODE_CONTEXTS]
-        tables["train"] = _summary(train, TRAIN_SEQUENCES * TRAIN_LENGTH)
-        tables["decode"] = [{"context": context, **_summary(events, 1)}
+        calls = _published_calls(published)
+        train, *decode = [chip.simulate(*one) for one in calls]
+        tables["train"] = _summary(train, TRAIN_SEQUENCES * TRAIN_LENGTH, limits, chip.precision)
+        tables["decode"] = [{"context": context, **_summary(events, 1, limits, chip.precision)}
                             for context, events in zip(DECODE_CONTEXTS, decode, strict=True)]
         tables["facts"] = {"name": limits.name, "device": limits.device, "guesses": list(limits.guesses),
                            "ops": chip.sources(), "times": _sources([*train, *(e for row in decode for e in row)])}
+        if chip.timing is Kind.MEASURED:
+            tables["measured"] = {name: _summary(events, tokens, limits, chip.precision)
+                                  for name, events, tokens in _measured(subject, chip)}
     bundle.tables["speed"] = tables
+
+
+@lru_cache(maxsize=4)
+def _published_calls(published: str) -> tuple[Calls, ...]:
+    """The calls of a training step and of the decode steps: the same whatever the chip."""
+    config = load_config(published)
+    return train_calls(config), *(decode_calls(config, context) for context in DECODE_CONTEXTS)
+
+
+def _measured(subject: Subject, chip: Chip) -> Iterator[tuple[str, list[Event], int]]:
+    """One pass over the probe and one decoded token after it, op by op, each waited for; the run before warms up."""
+    model, probe = subject.model(chip), subject.probe().to(chip.device)
+    plain = model.ops
+    for name in ("warm-up", "pass", "decode"):
+        recorder = Recorder()
+        state = State(model.config, len(probe) + 1, chunk=len(probe), device=chip.device)
+        with torch.no_grad():
+            model.ops = RecordedOps(plain, recorder, Kind.MEASURED, chip.clock)
+            model.logits(model(probe, Layout.whole([len(probe)]), state).hidden_Td)
+            if name == "decode":
+                recorder.events.clear()
+                model.logits(model(probe[:1], Layout((len(probe),), (1,)), state).hidden_Td)
+        if name != "warm-up":
+            yield name, recorder.events, 1 if name == "decode" else len(probe)
 
 
 Calls = tuple[list[Event], list[tuple[Any, ...]]]  # events, and the arguments of each: positional ones, then named
@@ -91,22 +121,11 @@ def _sources(events: Sequence[Event]) -> dict[str, str]:
     return {op: " and ".join(sorted(sources)) for op, sources in found.items()}
 
 
-def _summary(events: Sequence[Event], tokens: int) -> dict[str, Any]:
-    """Total time and the costliest (op, shape) groups with their share."""
-    groups: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
-    sources = {}
-    for event in events:
-        shape = " x ".join(str(list(s)) for s in event.shapes[:2])
-        group, sources[event.op, shape] = groups[event.op, shape], event.source.split(":")[0] or "roofline"
-        for i, value in enumerate((1.0, event.time_s or 0.0, event.flops, event.bytes)):
-            group[i] += value
-    total = sum(group[1] for group in groups.values())
-    top = sorted(groups.items(), key=lambda item: -item[1][1])[:TOP]
-    return {"time_s": total, "tokens": tokens, "calls": len(events), "flops": sum(g[2] for g in groups.values()),
-            "bytes": sum(g[3] for g in groups.values()),
-            "top": [{"op": op, "shape": shape, "calls": int(g[0]), "time_s": g[1], "share": g[1] / total,
-                     "source": sources[op, shape]}
-                    for (op, shape), g in top]}
+def _summary(events: Sequence[Event], tokens: int, facts: ChipFacts, precision: str) -> dict[str, Any]:
+    """Total time, and the (op, shapes) groups with their share and what is possible, costliest first."""
+    groups = grouped(events, facts, precision)
+    return {"time_s": sum(g["time_s"] for g in groups), "tokens": tokens, "calls": len(events),
+            "flops": sum(g["flops"] for g in groups), "bytes": sum(g["bytes"] for g in groups), "groups": groups}
 
 
 def memory_needs(config: ModelConfig, chip: Chip) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ...record import Kind, Quantity
-from ..compare import Comparison
+from ..compare import Comparison, Step
 from ..quality import quality_row
 from ..row import Row
 from .marks import Verdict
@@ -47,6 +47,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "costliest": {side: {"training": _costliest(training), "decode": _costliest(decode)}
                       for side, training, decode in zip("ab", comparison.costliest, comparison.costliest_decode,
                                                         strict=True)},
+        "steps": [_step(step) for step in comparison.steps],
         "limits": dict(zip("ab", comparison.limits, strict=True)),
     }
     strict: dict[str, Any] = _strict(document)
@@ -82,6 +83,12 @@ def _costliest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"op": row["op"], "shape": row["shape"], "calls": row["calls"], "source": row.get("source", "roofline"),
              "time": _quantity(Quantity(row["time_s"], "s", Kind.SIMULATED)),
              "share": _quantity(Quantity(100 * row["share"], "%", Kind.SIMULATED))} for row in rows]
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {"name": step.name, "kind": step.kind.value, "reached": _quantity(step.reached), "ops": step.ops,
+            "causes": [{"kind": cause.kind, "text": cause.text,
+                        "lost": _quantity(Quantity(cause.lost_s, "s", step.kind))} for cause in step.causes]}
 
 
 def _strict(value: Any) -> Any:

@@ -39,7 +39,7 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
     """Return the whole verdict, most telling lines first: a line or several for each level that was compared."""
     lines: dict[str, list[Callable[[Comparison], Verdict | list[Verdict]]]] = {
         "op": [_ops], "layer": [_layers], "model": [_model, _generation], "train": [training_verdicts],
-        "quality": [_quality], "speed": [_speed, _memory]}
+        "quality": [_quality], "speed": [_speed, _shortfall, _memory]}
     found = [_faults(comparison)] if {"op", "layer"} & set(comparison.levels) else []
     for level in comparison.levels:
         for line in lines[level]:
@@ -190,6 +190,17 @@ def _speed(comparison: Comparison) -> list[Verdict]:
     if found:
         return found
     return [Verdict(Mark.UNKNOWN, "speed", ("a ratio needs times of both chips, and one has no facts file",))]
+
+
+def _shortfall(comparison: Comparison) -> list[Verdict]:
+    """Why B's steps are not as fast as its chip could be at full peaks: the likeliest causes, largest first."""
+    found = []
+    for step in comparison.steps:
+        said = "; ".join(f"({i}) {cause.text}" for i, cause in enumerate(step.causes, 1))
+        said = f". Likeliest causes of the rest: {said}" if said else "; no cause takes as much as 1 % of it"
+        tail = f" of its roofline at full peaks (times {step.kind.value}){said}"
+        found.append(Verdict(Mark.FACT, "shortfall", (f"{step.name}: B reaches ", step.reached, tail)))
+    return found
 
 
 def _times_as_fast(row: Row) -> Quantity:
