@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .options import Finite, Whole
+from .options import Body, Finite, Whole
 
 
-class Block(BaseModel):
+class Block(Body):
     """One block of content: text, thinking, tool_use or tool_result."""
 
     model_config = ConfigDict(extra="allow")
@@ -24,7 +24,7 @@ class Block(BaseModel):
     is_error: bool | None = None
 
 
-class Message(BaseModel):
+class Message(Body):
     """One message. An assistant's as the last one is continued."""
 
     model_config = ConfigDict(extra="forbid")
@@ -32,7 +32,7 @@ class Message(BaseModel):
     content: str | list[Block]
 
 
-class SystemBlock(BaseModel):
+class SystemBlock(Body):
     """One block of the system text."""
 
     model_config = ConfigDict(extra="allow")
@@ -40,7 +40,7 @@ class SystemBlock(BaseModel):
     text: str
 
 
-class Tool(BaseModel):
+class Tool(Body):
     """A tool; `input_schema` is a JSON schema."""
 
     model_config = ConfigDict(extra="allow")
@@ -50,7 +50,7 @@ class Tool(BaseModel):
     type: Literal["custom"] | None = None
 
 
-class Choice(BaseModel):
+class Choice(Body):
     """Whether a tool is called: auto, any, none, or the one named."""
 
     type: Literal["auto", "any", "none", "tool"]
@@ -58,7 +58,7 @@ class Choice(BaseModel):
     disable_parallel_tool_use: bool | None = None
 
 
-class Thinking(BaseModel):
+class Thinking(Body):
     """Whether the assistant reasons first. The budget has no effect: V4 knows efforts, see output_config."""
 
     type: Literal["enabled", "disabled", "adaptive"]
@@ -66,14 +66,14 @@ class Thinking(BaseModel):
     display: str | None = None
 
 
-class OutputConfig(BaseModel):
+class OutputConfig(Body):
     """How much the assistant reasons, and what its answer must be."""
 
     effort: Literal["none", "low", "medium", "high", "xhigh", "max"] | None = None
     format: dict[str, Any] | None = None
 
 
-class CountRequest(BaseModel):
+class CountRequest(Body):
     """Messages whose tokens are to be counted."""
 
     model_config = ConfigDict(extra="forbid")

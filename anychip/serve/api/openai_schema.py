@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .options import Options, Whole
+from .options import Body, Options, Whole
 
 
-class FunctionCall(BaseModel):
+class FunctionCall(Body):
     """A function and its arguments, a JSON object's text."""
 
     model_config = ConfigDict(extra="allow")
@@ -17,7 +17,7 @@ class FunctionCall(BaseModel):
     arguments: str = ""
 
 
-class ToolCall(BaseModel):
+class ToolCall(Body):
     """A call that the assistant made."""
 
     model_config = ConfigDict(extra="allow")
@@ -26,7 +26,7 @@ class ToolCall(BaseModel):
     function: FunctionCall
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Body):
     """One message. reasoning_content, task, prefix and the role latest_reminder are DeepSeek's (docs/api.md)."""
 
     model_config = ConfigDict(extra="allow")
@@ -40,7 +40,7 @@ class ChatMessage(BaseModel):
     prefix: bool | None = None
 
 
-class Function(BaseModel):
+class Function(Body):
     """A function that may be called; `parameters` is a JSON schema."""
 
     model_config = ConfigDict(extra="allow")
@@ -49,27 +49,27 @@ class Function(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(BaseModel):
+class Tool(Body):
     """A tool: a function."""
 
     type: Literal["function"] = "function"
     function: Function
 
 
-class FunctionName(BaseModel):
+class FunctionName(Body):
     """The function to call."""
 
     name: str
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(Body):
     """That one function is to be called."""
 
     type: Literal["function"] = "function"
     function: FunctionName
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Body):
     """A schema by its name; the answer always keeps to it, `strict` or not."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -79,20 +79,20 @@ class JsonSchema(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Body):
     """What the answer must be: text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class Thinking(BaseModel):
+class Thinking(Body):
     """DeepSeek's switch."""
 
     type: Literal["enabled", "disabled"]
 
 
-class TemplateOptions(BaseModel):
+class TemplateOptions(Body):
     """The switches by the names that other servers use."""
 
     model_config = ConfigDict(extra="forbid")
@@ -134,7 +134,7 @@ class CompletionRequest(Options):
     response_format: ResponseFormat | None = None
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Body):
     """A prompt, or messages as a chat would encode them; one of the two."""
 
     model_config = ConfigDict(extra="forbid")
@@ -145,7 +145,7 @@ class TokenizeRequest(BaseModel):
     thinking: bool | None = None
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """Token ids whose text is wanted."""
 
     model_config = ConfigDict(extra="forbid")

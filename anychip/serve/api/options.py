@@ -13,7 +13,13 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-class StreamOptions(BaseModel):
+class Body(BaseModel):
+    """Part of a request. Types are taken as they are: "1" is no number, 1 is not true."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class StreamOptions(Body):
     """How a stream is sent. `include_usage` adds a last chunk with the usage; `include_obfuscation` has no effect."""
 
     model_config = ConfigDict(extra="forbid")
@@ -21,7 +27,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class Options(BaseModel):
+class Options(Body):
     """Options of /v1/chat/completions and /v1/completions. An option that is not listed is refused.
 
     top_k, min_p, repetition_penalty, min_tokens, ignore_eos, stop_token_ids, return_tokens_as_token_ids and
