@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 
+from anychip.cli.train_ranks import Tail
 from anychip.config import load_config
 from anychip.text.batches import TokenBatches
 from anychip.text.tokenizer import open_tokenizer
 from anychip.train import Care, Run, TrainSettings, read_losses
-from anychip.train.folder import EVENTS, read_lines
+from anychip.train.folder import EVENTS, METRICS, read_lines
 from anychip.train.goodput import FOUND_AS, Median, goodput
 from anychip.train.inject import parse_injections
 from anychip.train.job import Job
@@ -83,11 +84,20 @@ class Killer:
             if not self._restarted.wait(0.2):
                 continue
             self._restarted.clear()
-            if self._ended.wait(self.random.uniform(0.3, 4.0)):
+            self._await_steps(0 if self.random.random() < 0.15 else self.random.randint(1, 10))
+            if self._ended.wait(self.random.uniform(0, 0.3)):
                 return
             if self.random.random() < 0.5:
                 self._await_save()
             self._kill()
+
+    def _await_steps(self, count: int) -> None:
+        """Wait until so many steps have been taken since the ranks were started: instants do not depend on speed."""
+        metrics = Tail(self.out / METRICS)
+        metrics.new()
+        seen = 0
+        while seen < count and not self._ended.wait(0.01):
+            seen += len(metrics.new())
 
     def _await_save(self) -> None:
         deadline = time.monotonic() + 5
@@ -156,6 +166,8 @@ def inject_once(out: Path, kind: str, processes: int, seed: int) -> dict[str, An
     step, rank = chosen.randrange(16, 30), chosen.randrange(processes)
     if kind == "bitflip:gradient":
         step = step // CHECK_EVERY * CHECK_EVERY  # a gradient is checked at these steps (see silent_corruption)
+    if kind == "nan" and step % CHECK_EVERY == 0:
+        step += 1  # in a checked step it is found as a gradient that is another one the second time
     if kind == "slow":
         step = 16
     fault = f"{kind}:rank{rank}@step{step}"

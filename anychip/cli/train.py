@@ -87,8 +87,8 @@ def train(
     ranks = num_ranks(num_processes)
     if inject and num_processes is None:
         raise InputError("--inject needs --num-processes (1 is enough): somebody must start again what it ends")
-    arguments: dict[str, Any] = {"settings": settings, "preset": preset, "tokenizer": tokenizer, "text": text or (), "sft": sft,
-                 "start": model_folder(start) if start else None}
+    arguments: dict[str, Any] = {"settings": settings, "preset": preset, "tokenizer": tokenizer, "text": text or (),
+                                 "sft": sft, "start": model_folder(start) if start else None}
     care = Care(save_every, keep, check_every, spike_nats, parse_injections(inject, ranks), tensorboard=tensorboard,
                 measure_limit=settings.steps >= LIMIT_STEPS)
     job = Job(make_run, arguments, chip, out, care, _degrees(ranks, shard, expert, pipeline, context))

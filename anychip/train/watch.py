@@ -78,7 +78,7 @@ class Watched:
         self._alive()
         if self._check_every:
             with self.phases.timed("checks"):
-                self._left = fingerprint(weights(self.model))
+                self._left = fingerprint(weights(self.model), quick=True)
                 if check_copies or self._due:
                     self.compare_copies(weights(self.model))
 
@@ -106,7 +106,7 @@ class Watched:
     def _check_weights(self) -> None:
         """Raise Fault where weights are not what the last update left. Only this rank knows, so it ends."""
         if self._left:
-            changed = differing(self._left, fingerprint(weights(self.model)))
+            changed = differing(self._left, fingerprint(weights(self.model), quick=True))
             if changed:
                 raise Fault(FaultKind.WEIGHTS, f"rank {self.rank}: {changed[0]} changed between the update before step "
                             f"{self.at} and its own", step=self.at, ranks=(self.rank,),
