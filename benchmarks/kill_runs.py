@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 
+from anychip.chips import open_chip
 from anychip.cli.train_ranks import Tail
 from anychip.config import load_config
 from anychip.text.batches import TokenBatches
 from anychip.text.tokenizer import open_tokenizer
-from anychip.train import Care, Run, TrainSettings, read_losses
+from anychip.train import Care, Run, TrainSettings, read_losses, train
 from anychip.train.folder import EVENTS, METRICS, read_lines
 from anychip.train.goodput import FOUND_AS, Median, goodput
 from anychip.train.inject import parse_injections
@@ -158,6 +159,7 @@ def kills(folder: Path, processes: int, count: int) -> dict[str, Any]:
 
 
 KINDS = [kind for kind in FOUND_AS if kind != "kill"]
+ALONE = ("nan", "spike", "bitflip:weight", "bitflip:gradient", "disk_full")
 
 
 def inject_once(out: Path, kind: str, processes: int, seed: int) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def inject_once(out: Path, kind: str, processes: int, seed: int) -> dict[str, An
     if kind == "slow":
         step = 16
     fault = f"{kind}:rank{rank}@step{step}"
-    supervise(job(out, fault, processes), Supervision(processes, hang_s=HANG_S))
+    _go(job(out, fault, processes), processes)
     events = read_lines(out / EVENTS)
     said = [e for e in events if e["event"] == "fault" and e["kind"] == FOUND_AS[kind].value]
     names = not said or "ranks" not in said[0] or not said[0]["ranks"] or said[0]["ranks"] == [rank]
@@ -184,15 +186,25 @@ def inject_once(out: Path, kind: str, processes: int, seed: int) -> dict[str, An
             "recover_s": cost.recover.value if cost and cost.recover else None}
 
 
+def _go(what: Job, processes: int) -> None:
+    if processes > 1:
+        supervise(what, Supervision(processes, hang_s=HANG_S))
+    else:
+        train(make(), open_chip(what.chip), what.out, care=what.care)
+
+
 def others(folder: Path, processes: int, each: int, kinds: list[str]) -> dict[str, Any]:
-    """Inject every other kind `each` times."""
-    supervise(job(folder / "undisturbed", "", processes), Supervision(processes))
-    wanted, table = result(folder / "undisturbed"), {}
+    """Inject every other kind `each` times: where no process ends and no other rank is needed, into one process."""
+    wanted, table = {}, {}
     for kind in kinds:
-        trials = [inject_once(folder / f"{kind.replace(':', '-')}-{n}", kind, processes, n) for n in range(each)]
+        ranks = 1 if kind in ALONE else processes
+        if ranks not in wanted:
+            _go(job(folder / f"undisturbed-{ranks}", "", ranks), ranks)
+            wanted[ranks] = result(folder / f"undisturbed-{ranks}")
+        trials = [inject_once(folder / f"{kind.replace(':', '-')}-{n}", kind, ranks, n) for n in range(each)]
         table[kind] = {
             "trials": each, "detected": sum(t["detected"] for t in trials), "named": sum(t["named"] for t in trials),
-            "bitwise_equal": sum(t["result"] == wanted for t in trials),
+            "bitwise_equal": sum(t["result"] == wanted[ranks] for t in trials),
             "detect": Median.of([t["detect_s"] for t in trials if t["detect_s"] is not None]),
             "recover": Median.of([t["recover_s"] for t in trials if t["recover_s"] is not None]),
             "missed": [t["fault"] for t in trials if not t["named"]]}
