@@ -37,7 +37,7 @@ def error(a, b):
 class Refusing:
     """A launcher on which nothing runs."""
 
-    family, num_cube, num_vector = "ascend", 24, 48
+    family, num_cube, num_vector, keeps_zeros = "ascend", 24, 48, True
 
     def __call__(self, fn, grid, args, constants, *, warps=4, stages=2):
         raise NotSupported("this launcher runs nothing")

@@ -14,6 +14,7 @@ from ..errors import KernelError
 
 _DECLARED = re.compile(r"^ *func\.func private @(triton_\w+?)(_\d+)?\((.*?)\) -> (tensor<\S+>)[^{\n]*$", re.M)
 _PRINTED = re.compile(r"^ *func\.func private @(triton_print\w*|triton_assert\w*)\(.*$", re.M)
+_SILENT = re.compile(r"^ *((func\.)?call @triton_(print|assert)\w*\(|annotation\.mark ).*$", re.M)
 _HISTOGRAM = re.compile(r"(%\S+) = hfusion\.histogram (%\S+), (\d+) : (tensor<(\d+)xi32>) -> (tensor<\d+xi32>)")
 
 
@@ -44,11 +45,12 @@ class _Call:
 
 
 def define_calls(linalg: str) -> str:
-    """Return the module with a definition in place of each declared function; prints and asserts are dropped.
+    """Return the module with a definition in place of each declared function; prints, asserts and
+    hints to the chip's compiler are dropped.
 
     Raises KernelError for a function that is not known here, naming it.
     """
-    linalg = re.sub(r"^ *(func\.)?call @triton_(print|assert)\w*\(.*$", "", _PRINTED.sub("", linalg), flags=re.M)
+    linalg = _SILENT.sub("", _PRINTED.sub("", linalg))
     linalg = _HISTOGRAM.sub(r"\1 = func.call @triton_histogram(\2) : (\4) -> \6", linalg)
     if found := re.search(r"call @triton_histogram\(\S+\) : \((tensor<(\d+)xi32>)\) -> (tensor<(\d+)xi32>)", linalg):
         linalg = _before_end(linalg, _histogram(int(found.group(2)), int(found.group(4))))

@@ -94,3 +94,8 @@ class OnTarget:
     def num_vector(self) -> int:
         """Vector cores of one die."""
         return self.target.num_vector
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the compiler keeps the zeros of a masked tile that is then turned; see docs/virtual_ascend.md."""
+        return not self.target.is_950

@@ -91,13 +91,14 @@ class NpuChip(Chip):
         setting under which an operator ran."""
         if self.target == "deterministic":
             torch.use_deterministic_algorithms(True)
-        clipped = not self.description.startswith("Ascend950")  # its page names A2 and A3 alone
+        is_950 = self.description.startswith("Ascend950")
+        clipped = not is_950  # its page names A2 and A3 alone
         if self.target == "reference":
             return Ops()
         if self.target == "kernels":
             cores = _npu().get_device_properties(0)
-            return NpuKernelOps(TritonLauncher("ascend", cores.cube_core_num, cores.vector_core_num),
-                                clipped_swiglu=clipped)
+            launch = TritonLauncher("ascend", cores.cube_core_num, cores.vector_core_num, keeps_zeros=not is_950)
+            return NpuKernelOps(launch, clipped_swiglu=clipped)
         return NpuOps(clipped_swiglu=clipped)
 
     def sources(self) -> dict[str, str]:

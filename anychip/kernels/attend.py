@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..ops import Keys
-from .attention import ABSENT, LIST, attention_forward, head_block, plan_attention
-from .attention_grad import attention_delta, attention_keys_grad, attention_query_grad, slots
+from .attention import ABSENT, LIST, attention_forward, plan_attention
+from .attention_grad import attention_delta, attention_keys_grad, attention_query_grad
+from .attention_tiles import KEYS, by_block, head_block, key_blocks, slots, whole_heads, with_slack
 from .grid import Args, programs, tile_rows
 from .launch import Launcher
 from .rows import collect
@@ -42,9 +43,10 @@ class _Attention(torch.autograd.Function):
         out, lse = torch.empty_like(query), query.new_empty(tokens, heads, dtype=torch.float32)
         args |= {"query": query, "sink": sink.float().contiguous(), "out": out, "lse": lse}
         block = head_block(launch.family, query)
-        launch(attention_forward, (tokens, -(-heads // block)), args, constants | {"BLOCK_H": block, "BLOCK_N": 64},
+        launch(attention_forward, (tokens, -(-heads // block)), args | {"query": whole_heads(query, block)},
+               constants | {"BLOCK_H": block, "BLOCK_N": KEYS},
                warps=8 if channels > 128 else 4, stages=1)  # two overflow an SM at 512 channels
-        ctx.launch, ctx.plan = launch, (args, constants)
+        ctx.launch, ctx.plan, ctx.num_rows = launch, (args, constants), (window.shape[0], entries.shape[0])
         ctx.save_for_backward(sink)
         ctx.has_entries = constants["FORM"] != ABSENT.value
         return out
@@ -59,6 +61,7 @@ class _Attention(torch.autograd.Function):
         query_grad = _query_grad(launch, args, constants) if ctx.needs_input_grad[1] else None
         window_grad, entries_grad = _keys_grad(launch, args, constants)
         sink_grad = -(torch.exp(sink.float() - args["lse"]) * args["delta"]).sum(0).to(sink.dtype)
+        window_grad, entries_grad = window_grad[: ctx.num_rows[0]], entries_grad[: ctx.num_rows[1]]  # no padding
         return None, query_grad, window_grad, entries_grad if ctx.has_entries else None, sink_grad, None
 
 
@@ -66,8 +69,9 @@ def _query_grad(launch: Launcher, args: Args, constants: dict[str, Any]) -> Tens
     query = _tensor(args, "query")
     tokens, heads, channels = query.shape
     query_grad, block = torch.empty_like(query), head_block(launch.family, query)
-    _start(launch, attention_query_grad, (tokens, -(-heads // block)), args | {"query_grad": query_grad},
-           constants | {"BLOCK_H": block, "BLOCK_N": 64})
+    _start(launch, attention_query_grad, (tokens, -(-heads // block)),
+           args | by_block(args, block) | {"query_grad": query_grad},
+           constants | {"BLOCK_H": block, "BLOCK_N": KEYS})
     return query_grad
 
 
@@ -79,8 +83,8 @@ def _keys_grad(launch: Launcher, args: Args, constants: dict[str, Any]) -> tuple
     size = slots(args, constants)
     owners_TS = _owners(args, constants, size)
     step = max(1, _GIVEN_BYTES // (4 * channels * max(size["num_slots"], 1)))
-    # 950's compiler crashes at blocks of 16 heads here, and overflows UB at 32 keys of 512 channels
-    blocks = {"BLOCK_H": 32, "BLOCK_N": 16 if channels > 256 else 32}
+    blocks = key_blocks(channels)
+    args = args | by_block(args, blocks["BLOCK_H"]) | with_slack(args, blocks["BLOCK_N"])
     for at in range(0, tokens, step):
         part = {n: v[at : at + step] if n in _BY_TOKEN and isinstance(v, Tensor) else v for n, v in args.items()}
         given = query.new_empty(min(step, tokens - at), size["num_slots"], channels, dtype=torch.float32)

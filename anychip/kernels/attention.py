@@ -18,33 +18,46 @@ from torch import Tensor
 
 from ..errors import NotSupported
 from ..ops import Keys, Ranges
+from .attention_tiles import KEYS, head_block, whole_heads, whole_tile
 from .example import Launch, example
-from .grid import Args, power_of_2
-from .launch import Family
+from .grid import Args
 
 # How a token's entries are given: there are none; a run of rows; a list of rows.
 ABSENT, RUN, LIST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def load_run(rows, start, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The tile [N, C] of `left` rows from `start` on; zeros after them."""
+def load_run(rows, num_rows, start, count, first, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A tile [N, C] of rows that all exist, among them those from `first` on of the run (`start`, `count`), and which
+    they are.
+
+    No mask: products add up over the tile's rows, so none may hold what was in on-chip memory before (zero times NaN
+    is NaN), and 950's compiler loses the zeros of a masked tile that is turned. The tile moves back within the run;
+    only a run shorter than a tile reads rows of others.
+    """
     n = tl.arange(0, BLOCK_N)
-    c = tl.arange(0, CHANNELS)
-    at = rows + start.to(tl.int64) * CHANNELS + n[:, None] * CHANNELS + c[None, :]
-    return tl.load(at, mask=n[:, None] < left, other=0.0)
+    row = tl.minimum(start + tl.minimum(first, tl.maximum(count - BLOCK_N, 0)), num_rows - BLOCK_N)
+    done = start + first - row
+    at = rows + row.to(tl.int64) * CHANNELS + n[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    return tl.load(at), (n >= done) & (n < done + count - first)
 
 
 @triton.jit
 def load_list(rows, chosen, num_rows, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
     """The tile [N, C] of the rows that `left` numbers at `chosen` name, the rows, and which are real (not negative).
 
-    Every lane reads a row that exists: on Ascend a masked gather reads memory all the same.
+    Every lane reads a row that exists: on Ascend a masked gather reads memory all the same. The bits are joined with
+    zero because 950's compiler gives rows that the vector core has only fetched to the matrix core in a wrong order.
     """
     n = tl.arange(0, BLOCK_N)
     named = tl.load(chosen + n, mask=n < left, other=-1)
     row = tl.minimum(tl.maximum(named, 0), num_rows - 1)
     keys = tl.load(rows + row[:, None].to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)[None, :])
+    zero = tl.minimum(left, 0)
+    if rows.dtype.element_ty == tl.float32:
+        keys = (keys.to(tl.int32, bitcast=True) | zero).to(tl.float32, bitcast=True)
+    else:
+        keys = (keys.to(tl.int16, bitcast=True) | zero.to(tl.int16)).to(rows.dtype.element_ty, bitcast=True)
     return keys, row, named >= 0
 
 
@@ -87,22 +100,12 @@ def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[Args, dict[str, Any]]
         form, chosen, count = LIST.value, selected, ((selected >= 0) * slot).amax(1)  # slots up to the last real one
     rows = {"window_start": keys.window.start, "window_count": keys.window.count, "entry_start": start,
             "entry_count": count, "chosen": chosen}
-    args: Args = {"window": keys.window_NC.contiguous(), "entries": entries.contiguous()}
+    window, entries = whole_tile(keys.window_NC), whole_tile(entries)
+    args: Args = {"window": window, "entries": entries}
     args |= {name: value.int().contiguous() for name, value in rows.items()}
-    args |= {"heads": heads, "num_entries": entries.shape[0], "scale": channels**-0.5,
+    args |= {"heads": heads, "num_window": window.shape[0], "num_entries": entries.shape[0], "scale": channels**-0.5,
              "num_chosen": chosen.shape[1] if form == LIST.value else 0}
     return args, {"FORM": form, "CHANNELS": channels}
-
-
-def head_block(family: Family, query_THC: Tensor) -> int:
-    """Return how many heads a program takes.
-
-    [heads, channels] in fp32 and a tile of logits fit 910B's L0C (128 KB); on NVIDIA the queries and a tile of keys
-    fit an SM's shared memory.
-    """
-    _, heads, channels = query_THC.shape
-    wide = channels > 256 and (family == "ascend" or query_THC.element_size() > 2)
-    return max(16, min(32 if wide else 64, power_of_2(heads)))
 
 
 def attention_inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -123,8 +126,8 @@ def _example(query: Tensor, keys: Keys, sink: Tensor) -> Launch:
     args, constants = plan_attention(query, keys)
     block = head_block("ascend", query)
     out, lse = torch.full_like(query, 7.0), torch.full((tokens, heads), 7.0)
-    args |= {"query": query, "sink": sink, "out": out, "lse": lse}
-    return Launch(args, (tokens, triton.cdiv(heads, block)), constants | {"BLOCK_H": block, "BLOCK_N": 64},
+    args |= {"query": whole_heads(query, block), "sink": sink, "out": out, "lse": lse}
+    return Launch(args, (tokens, triton.cdiv(heads, block)), constants | {"BLOCK_H": block, "BLOCK_N": KEYS},
                   ("out", "lse"))
 
 
@@ -168,11 +171,11 @@ def rows_seen(args: dict[str, Any], t: int) -> tuple[Tensor, Tensor]:
 
 
 def _attention_reference(args: dict[str, Any]) -> dict[str, Tensor]:
-    out, lse = torch.zeros_like(args["query"]), torch.zeros_like(args["lse"])
+    out, lse = torch.zeros_like(args["out"]), torch.zeros_like(args["lse"])
     for t in range(out.shape[0]):
         window, entries = rows_seen(args, t)
         keys = torch.cat((args["window"][window], args["entries"][entries]))
-        logit = torch.cat((args["query"][t] @ keys.T * keys.shape[1] ** -0.5, args["sink"][:, None]), 1)
+        logit = torch.cat((args["query"][t, : out.shape[1]] @ keys.T * keys.shape[1] ** -0.5, args["sink"][:, None]), 1)
         out[t], lse[t] = logit.softmax(1)[:, :-1] @ keys, logit.logsumexp(1)
     return {"out": out, "lse": lse}
 
@@ -183,17 +186,16 @@ def _attention_reference(args: dict[str, Any]) -> dict[str, Tensor]:
 @triton.jit
 def attention_forward(
     query, window, window_start, window_count, entries, entry_start, entry_count, chosen, sink, out, lse,
-    heads, num_entries, num_chosen, scale,
+    heads, num_window, num_entries, num_chosen, scale,
     FORM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    """out [T, H, C] and lse [T, H]; `*_count` of a listed token counts slots, of which negative ones are absent."""
+    """out [T, H, C] and lse [T, H]; query has heads up to a whole block. `*_count` of a listed token counts slots, of
+    which negative ones are absent."""
     t = tl.program_id(0)
     h0 = tl.program_id(1) * BLOCK_H
     h = tl.arange(0, BLOCK_H)
-    n = tl.arange(0, BLOCK_N)
-    at = (t.to(tl.int64) * heads + h0) * CHANNELS + h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    inside = h[:, None] < heads - h0
-    q = tl.load(query + at, mask=inside, other=0.0)
+    hc = h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    q = tl.load(query + (t.to(tl.int64) * tl.num_programs(1) * BLOCK_H + h0) * CHANNELS + hc)
     start = tl.load(window_start + t)
     count = tl.load(window_count + t)
     entry_from = tl.load(entry_start + t)
@@ -203,12 +205,12 @@ def attention_forward(
     peak = tl.load(sink + h0 + h, mask=h < heads - h0, other=0.0)
     total = tl.full((BLOCK_H,), 1.0, tl.float32)
     for first in range(0, count, BLOCK_N):
-        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N)
-        peak, total = add_up(logits(q, keys, n < count - first, scale), peak, total)
+        keys, seen = load_run(window, num_window, start, count, first, CHANNELS, BLOCK_N)
+        peak, total = add_up(logits(q, keys, seen, scale), peak, total)
     if FORM == RUN:
         for first in range(0, entry_left, BLOCK_N):
-            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N)
-            peak, total = add_up(logits(q, keys, n < entry_left - first, scale), peak, total)
+            keys, seen = load_run(entries, num_entries, entry_from, entry_left, first, CHANNELS, BLOCK_N)
+            peak, total = add_up(logits(q, keys, seen, scale), peak, total)
     if FORM == LIST:
         for first in range(0, entry_left, BLOCK_N):
             keys, row, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N)
@@ -218,14 +220,15 @@ def attention_forward(
 
     mixed = tl.zeros((BLOCK_H, CHANNELS), tl.float32)
     for first in range(0, count, BLOCK_N):
-        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N)
-        mixed = mix_in(logits(q, keys, n < count - first, scale), denominator, keys, mixed)
+        keys, seen = load_run(window, num_window, start, count, first, CHANNELS, BLOCK_N)
+        mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
     if FORM == RUN:
         for first in range(0, entry_left, BLOCK_N):
-            keys = load_run(entries, entry_from + first, entry_left - first, CHANNELS, BLOCK_N)
-            mixed = mix_in(logits(q, keys, n < entry_left - first, scale), denominator, keys, mixed)
+            keys, seen = load_run(entries, num_entries, entry_from, entry_left, first, CHANNELS, BLOCK_N)
+            mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
     if FORM == LIST:
         for first in range(0, entry_left, BLOCK_N):
             keys, row, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N)
             mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
-    tl.store(out + at, mixed.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + (t.to(tl.int64) * heads + h0) * CHANNELS + hc, mixed.to(out.dtype.element_ty),
+             mask=h[:, None] < heads - h0)

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops import Keys
-from .attention import LIST, RUN, attention_inputs, head_block, load_list, load_run, plan_attention, ranges, rows_seen
+from .attention import LIST, RUN, attention_inputs, load_list, load_run, plan_attention, ranges, rows_seen
+from .attention_tiles import KEYS, by_block, head_block, key_blocks, slots, with_slack
 from .example import Launch, example
 from .grid import Args
 
@@ -44,18 +45,24 @@ def _inputs(seed: int, form: str) -> tuple[Args, dict[str, Any]]:
 
 
 def _statistics(a: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    lse, delta = (a["query"].new_zeros(a["query"].shape[:2]) for _ in range(2))
+    lse, delta = (a["query"].new_zeros(a["query"].shape[0], a["heads"]) for _ in range(2))
     for t in range(lse.shape[0]):
         keys, logit = _logits(a, t)
         lse[t] = torch.cat((logit, a["sink"][:, None]), 1).logsumexp(1)
-        delta[t] = (a["grad"][t] * ((logit - lse[t][:, None]).exp() @ keys)).sum(1)
+        delta[t] = (_heads(a, "grad", t) * ((logit - lse[t][:, None]).exp() @ keys)).sum(1)
     return lse, delta
 
 
 def _logits(a: dict[str, Any], t: int) -> tuple[Tensor, Tensor]:
     window, entries = rows_seen(a, t)
     keys = torch.cat((a["window"][window], a["entries"][entries]))
-    return keys, a["query"][t] @ keys.T * a["scale"]
+    return keys, _heads(a, "query", t) @ keys.T * a["scale"]
+
+
+def _heads(a: dict[str, Any], name: str, t: int) -> Tensor:
+    """A token's heads, without those that fill its last block."""
+    heads: Tensor = a[name][t, : a["heads"]]
+    return heads
 
 
 def _query_grad_launch(seed: int, form: str) -> Launch:
@@ -63,8 +70,8 @@ def _query_grad_launch(seed: int, form: str) -> Launch:
     query = args["query"]
     assert isinstance(query, Tensor)
     (tokens, heads, _), block = query.shape, head_block("ascend", query)
-    args["query_grad"] = torch.full_like(query, 7.0)
-    return Launch(args, (tokens, -(-heads // block)), constants | {"BLOCK_H": block, "BLOCK_N": 64}, ("query_grad",))
+    args |= by_block(args, block) | {"query_grad": torch.full_like(query, 7.0)}
+    return Launch(args, (tokens, -(-heads // block)), constants | {"BLOCK_H": block, "BLOCK_N": KEYS}, ("query_grad",))
 
 
 def _list_inputs(seed: int) -> Launch:
@@ -79,9 +86,11 @@ def _keys_grad_launch(seed: int, form: str) -> Launch:
     args, constants = _inputs(seed, form)
     args |= slots(args, constants)
     tokens, _, channels = args["query"].shape  # type: ignore[union-attr]
+    blocks = key_blocks(channels)
+    args |= by_block(args, blocks["BLOCK_H"]) | with_slack(args, blocks["BLOCK_N"])
     args["given"] = torch.full((tokens, int(args["num_slots"]), channels), 7.0)  # type: ignore[arg-type]
-    return Launch(args, (tokens,), constants | {"BLOCK_H": 32, "BLOCK_N": 16 if channels > 256 else 32},
-                  ("given",))
+    del args["num_window"]  # attention_query_grad's alone
+    return Launch(args, (tokens,), constants | blocks, ("given",))
 
 
 def _list_keys_inputs(seed: int) -> Launch:
@@ -96,7 +105,7 @@ def _slopes(a: dict[str, Any], t: int) -> tuple[Tensor, Tensor, Tensor]:
     """A token's keys, its softmax and the gradient of its logits."""
     keys, logit = _logits(a, t)
     p = (logit - a["lse"][t][:, None]).exp()
-    return keys, p, p * (a["grad"][t] @ keys.T - a["delta"][t][:, None]) * a["scale"]
+    return keys, p, p * (_heads(a, "grad", t) @ keys.T - a["delta"][t][:, None]) * a["scale"]
 
 
 def _query_grad_reference(a: dict[str, Any]) -> dict[str, Tensor]:
@@ -109,7 +118,7 @@ def _keys_grad_reference(a: dict[str, Any]) -> dict[str, Tensor]:
     for t in range(given.shape[0]):
         _, p, dz = _slopes(a, t)
         count, real = int(a["window_count"][t]), slice(0, int(a["entry_count"][t]))
-        each = dz.T @ a["query"][t] + p.T @ a["grad"][t]
+        each = dz.T @ _heads(a, "query", t) + p.T @ _heads(a, "grad", t)
         given[t, :count] = each[:count]
         entries = given[t, a["window_slots"]:][real]
         if a["FORM"] == LIST.value:
@@ -129,15 +138,6 @@ def _delta_inputs(seed: int) -> Launch:
 
 def _delta_reference(a: dict[str, Any]) -> dict[str, Tensor]:
     return {"delta": (a["out"] * a["grad"]).sum(1)}
-
-
-def slots(args: Args, constants: dict[str, Any]) -> dict[str, int]:
-    """Return where a token's entries begin among the slots, and how many slots there are."""
-    window, entries = args["window_count"], args["entry_count"]
-    assert isinstance(window, Tensor) and isinstance(entries, Tensor)
-    most = int(window.max()) if window.numel() else 0
-    return {"window_slots": most,
-            "num_slots": most + (int(entries.max()) if constants["FORM"] and entries.numel() else 0)}
 
 
 # ------------------------------------------------------------------------------------------------- kernels
@@ -174,38 +174,45 @@ def query_step(query, grad, keys, seen, lse, delta, scale, total):
 @triton.jit
 def attention_query_grad(
     query, grad, lse, delta, window, window_start, window_count, entries, entry_start, entry_count, chosen, query_grad,
-    heads, num_entries, num_chosen, scale,
+    heads, num_window, num_entries, num_chosen, scale,
     FORM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """query_grad [T, H, C]; one program a token and block of heads, as the forward pass."""
     t = tl.program_id(0)
     h0 = tl.program_id(1) * BLOCK_H
     h = tl.arange(0, BLOCK_H)
-    n = tl.arange(0, BLOCK_N)
-    at = (t.to(tl.int64) * heads + h0) * CHANNELS + h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    inside = h[:, None] < heads - h0
-    q = tl.load(query + at, mask=inside, other=0.0)
-    g = tl.load(grad + at, mask=inside, other=0.0)
+    hc = h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    at = (t.to(tl.int64) * tl.num_programs(1) * BLOCK_H + h0) * CHANNELS
+    q = tl.load(query + at + hc)
+    g = tl.load(grad + at + hc)
     high = tl.load(lse + t * heads + h0 + h, mask=h < heads - h0, other=0.0)
     mean = tl.load(delta + t * heads + h0 + h, mask=h < heads - h0, other=0.0)
     start = tl.load(window_start + t)
     count = tl.load(window_count + t)
     total = tl.zeros((BLOCK_H, CHANNELS), tl.float32)
     for first in range(0, count, BLOCK_N):
-        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N)
-        total = query_step(q, g, keys, n < count - first, high, mean, scale, total)
+        keys, seen = load_run(window, num_window, start, count, first, CHANNELS, BLOCK_N)
+        total = query_step(q, g, keys, seen, high, mean, scale, total)
     start = tl.load(entry_start + t)
     count = tl.load(entry_count + t)
     chosen += t.to(tl.int64) * num_chosen
     if FORM == RUN:
         for first in range(0, count, BLOCK_N):
-            keys = load_run(entries, start + first, count - first, CHANNELS, BLOCK_N)
-            total = query_step(q, g, keys, n < count - first, high, mean, scale, total)
+            keys, seen = load_run(entries, num_entries, start, count, first, CHANNELS, BLOCK_N)
+            total = query_step(q, g, keys, seen, high, mean, scale, total)
     if FORM == LIST:
         for first in range(0, count, BLOCK_N):
             keys, row, seen = load_list(entries, chosen + first, num_entries, count - first, CHANNELS, BLOCK_N)
             total = query_step(q, g, keys, seen, high, mean, scale, total)
-    tl.store(query_grad + at, total.to(query_grad.dtype.element_ty), mask=inside)
+    at = (t.to(tl.int64) * heads + h0) * CHANNELS
+    tl.store(query_grad + at + hc, total.to(query_grad.dtype.element_ty), mask=h[:, None] < heads - h0)
+
+
+@triton.jit
+def load_next(rows, start, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The tile [N, C] of the rows from `start` on: no mask, see `load_run`."""
+    n = tl.arange(0, BLOCK_N)[:, None]
+    return tl.load(rows + start.to(tl.int64) * CHANNELS + n * CHANNELS + tl.arange(0, CHANNELS)[None, :])
 
 
 @triton.jit
@@ -213,12 +220,11 @@ def keys_step(query, grad, lse, delta, keys, seen, heads, scale,
               CHANNELS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr):
     """The gradient [N, C] that one token gives to a tile of its keys; zero where they are not seen."""
     h = tl.arange(0, BLOCK_H)
-    c = tl.arange(0, CHANNELS)
+    hc = h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total = tl.zeros((BLOCK_N, CHANNELS), tl.float32)
     for h0 in range(0, heads, BLOCK_H):
-        at = h0 * CHANNELS + h[:, None] * CHANNELS + c[None, :]
-        q = tl.load(query + at, mask=h[:, None] < heads - h0, other=0.0)
-        g = tl.load(grad + at, mask=h[:, None] < heads - h0, other=0.0)
+        q = tl.load(query + h0 * CHANNELS + hc)
+        g = tl.load(grad + h0 * CHANNELS + hc)
         high = tl.load(lse + h0 + h, mask=h < heads - h0, other=0.0)
         mean = tl.load(delta + h0 + h, mask=h < heads - h0, other=0.0)
         live = seen[:, None] & (h[None, :] < heads - h0)
@@ -243,15 +249,15 @@ def attention_keys_grad(
     t = tl.program_id(0)
     n = tl.arange(0, BLOCK_N)
     c = tl.arange(0, CHANNELS)[None, :]
-    query += t.to(tl.int64) * heads * CHANNELS
-    grad += t.to(tl.int64) * heads * CHANNELS
+    query += t.to(tl.int64) * tl.cdiv(heads, BLOCK_H) * BLOCK_H * CHANNELS
+    grad += t.to(tl.int64) * tl.cdiv(heads, BLOCK_H) * BLOCK_H * CHANNELS
     lse += t * heads
     delta += t * heads
     given += t.to(tl.int64) * num_slots * CHANNELS
     start = tl.load(window_start + t)
     count = tl.load(window_count + t)
     for first in range(0, count, BLOCK_N):
-        keys = load_run(window, start + first, count - first, CHANNELS, BLOCK_N)
+        keys = load_next(window, start + first, CHANNELS, BLOCK_N)
         step = keys_step(query, grad, lse, delta, keys, n < count - first, heads, scale, CHANNELS, BLOCK_H, BLOCK_N)
         tl.store(given + first * CHANNELS + n[:, None] * CHANNELS + c, step, mask=n[:, None] < count - first)
     start = tl.load(entry_start + t)
@@ -260,7 +266,7 @@ def attention_keys_grad(
     given += window_slots * CHANNELS
     if FORM == RUN:
         for first in range(0, count, BLOCK_N):
-            keys = load_run(entries, start + first, count - first, CHANNELS, BLOCK_N)
+            keys = load_next(entries, start + first, CHANNELS, BLOCK_N)
             step = keys_step(query, grad, lse, delta, keys, n < count - first, heads, scale, CHANNELS, BLOCK_H, BLOCK_N)
             tl.store(given + first * CHANNELS + n[:, None] * CHANNELS + c, step, mask=n[:, None] < count - first)
     if FORM == LIST:

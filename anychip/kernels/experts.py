@@ -8,7 +8,6 @@ P = 2F, N and D columns and depth of a product, J blocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .example import Launch, example
-from .grid import Args, power_of_2
+from .grid import Args
 from .launch import Family, Launcher
+from .matmul import load_operand, load_tile, whole_depth
 from .rows import take, total
+from .rows_by_expert import Rows, block_height, cut, sort_rows
 from .swiglu import swiglu
 
 # ------------------------------------------------------------------------------------------------ examples
@@ -38,6 +39,8 @@ def _banks(seed: int, form: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Te
 
 def _grouped_launch(seed: int, form: str, dtype: torch.dtype, tile: tuple[int, int, int]) -> Launch:
     x, bank, offset = _banks(seed, form, dtype)
+    if form == "nt":
+        x, bank, tile = _whole(x, bank, tile)
     args, constants = plan_grouped(x, bank, (x.new_full((37, 136), 7.0), cut(offset, tile[0], 37)), form, tile)
     return Launch(args, (3,), constants, ("out",))
 
@@ -62,7 +65,7 @@ def _weight_grad_inputs(seed: int) -> Launch:
     x, _, offset = _banks(seed, "nt", torch.bfloat16)
     grad = torch.randn(37, 40, generator=torch.Generator().manual_seed(seed + 1)).bfloat16()
     out = torch.zeros(5, 40, 72, dtype=torch.bfloat16)
-    args, constants = plan_weight_grad(grad, x, out, offset.int(), (64, 64, 16))
+    args, constants = plan_weight_grad(with_slack(grad, 16), x, (out, offset.int()), "ascend", (64, 64, 16))
     return Launch(args, (4,), constants, ("out",))
 
 
@@ -77,13 +80,13 @@ def _weight_grad_reference(a: dict[str, Any]) -> dict[str, Tensor]:
 @example(_input_grad_inputs, _grouped_reference)
 @example(_forward_inputs, _grouped_reference)
 @triton.jit
-def grouped_matmul(x, bank, out, blocks, num_blocks, columns, depth, TURNED: tl.constexpr,
+def grouped_matmul(x, bank, out, blocks, num_blocks, columns, depth, TURNED: tl.constexpr, MASKED: tl.constexpr,
                    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """out[r] = x[r] @ op(bank[expert of r]): bank [E, N, D] where TURNED, else [E, D, N]; fp32 inside."""
+    """out[r] = x[r] @ op(bank[expert of r]): bank [E, N, D] where TURNED, else [E, D, N]; fp32 inside. MASKED: BLOCK_K
+    does not divide the depth."""
     tiles_n = tl.cdiv(columns, BLOCK_N)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
     for tile in range(tl.program_id(0), num_blocks * tiles_n, tl.num_programs(0)):
         block = blocks + tile // tiles_n * 3
         expert = tl.load(block).to(tl.int64)
@@ -93,16 +96,13 @@ def grouped_matmul(x, bank, out, blocks, num_blocks, columns, depth, TURNED: tl.
         sum_mn = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         # an unused block has no rows: it must not read a whole expert for nothing
         for start in range(0, tl.where(height > 0, depth, 0), BLOCK_K):
-            at = x + first.to(tl.int64) * depth + start + m * depth + k[None, :]
-            left = tl.load(at, mask=(m < height) & (k[None, :] < depth - start), other=0.0)
+            left = load_operand(x, first, start, first + height, depth, depth, MASKED, False, BLOCK_M, BLOCK_K)
             if TURNED:
-                at = bank + (expert * columns + column) * depth + start + n[:, None] * depth + k[None, :]
-                inside = (n[:, None] < columns - column) & (k[None, :] < depth - start)
-                right = tl.trans(tl.load(at, mask=inside, other=0.0))
+                right = tl.trans(load_operand(bank + expert * columns * depth, column, start, columns, depth, depth,
+                                              MASKED, False, BLOCK_N, BLOCK_K))
             else:
-                at = bank + (expert * depth + start) * columns + column + k[:, None] * columns + n[None, :]
-                inside = (k[:, None] < depth - start) & (n[None, :] < columns - column)
-                right = tl.load(at, mask=inside, other=0.0)
+                right = load_operand(bank + expert * columns * depth, start, column, depth, columns, columns,
+                                     MASKED, True, BLOCK_K, BLOCK_N)
             sum_mn = tl.dot(left, right, sum_mn, input_precision="ieee")
         at = out + first.to(tl.int64) * columns + column + m * columns + n[None, :]
         tl.store(at, sum_mn.to(out.dtype.element_ty), mask=(m < height) & (n[None, :] < columns - column))
@@ -110,17 +110,19 @@ def grouped_matmul(x, bank, out, blocks, num_blocks, columns, depth, TURNED: tl.
 
 @example(_weight_grad_inputs, _weight_grad_reference)
 @triton.jit
-def grouped_weight_grad(grad, x, out, offset, num_experts, columns, depth,
+def grouped_weight_grad(grad, x, out, offset, num_experts, num_rows, columns, depth, APART: tl.constexpr,
                         BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr):
     """out[e] [N, D] = grad[rows of e]^T @ x[rows of e]; an expert without rows keeps what `out` holds.
 
     (After a loop of no steps Huawei's compiler leaves the accumulator as the tile before left it, tl.zeros or not.)
+    Beyond an expert's rows x is zero; `grad`, which is turned, is not, because 950's compiler loses those zeros: it
+    goes on with the next rows, up to `num_rows`. APART: turn and multiply in blocks of code of their own, or 950's
+    compiler fuses the two and loses the zeros of x as well.
     """
     tiles_n = tl.cdiv(columns, BLOCK_N)
     tiles_d = tl.cdiv(depth, BLOCK_D)
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    r = tl.arange(0, BLOCK_R)[:, None]
     for tile in range(tl.program_id(0).to(tl.int64), num_experts * tiles_n * tiles_d, tl.num_programs(0)):
         expert = tile // (tiles_n * tiles_d)
         column = tile // tiles_d % tiles_n * BLOCK_N
@@ -129,11 +131,13 @@ def grouped_weight_grad(grad, x, out, offset, num_experts, columns, depth,
         end = tl.load(offset + expert + 1)
         sum_nd = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         for start in range(first, end, BLOCK_R):
-            at = grad + (start + r).to(tl.int64) * columns + column + n[None, :]
-            left = tl.load(at, mask=(r < end - start) & (n[None, :] < columns - column), other=0.0)
-            at = x + (start + r).to(tl.int64) * depth + other + d[None, :]
-            right = tl.load(at, mask=(r < end - start) & (d[None, :] < depth - other), other=0.0)
-            sum_nd = tl.dot(tl.trans(left), right, sum_nd, input_precision="ieee")
+            left = tl.trans(load_tile(grad, start, column, num_rows, columns, columns, BLOCK_R, BLOCK_N))
+            right = load_tile(x, start, other, end, depth, depth, BLOCK_R, BLOCK_D)
+            if APART:
+                if start < end:
+                    sum_nd = tl.dot(left, right, sum_nd, input_precision="ieee")
+            else:
+                sum_nd = tl.dot(left, right, sum_nd, input_precision="ieee")
         at = out + (expert * columns + column) * depth + other + n[:, None] * depth + d[None, :]
         inside = (n[:, None] < tl.where(end > first, columns - column, 0)) & (d[None, :] < depth - other)
         tl.store(at, sum_nd.to(out.dtype.element_ty), mask=inside)
@@ -142,66 +146,29 @@ def grouped_weight_grad(grad, x, out, offset, num_experts, columns, depth,
 # ---------------------------------------------------------------------------------------------------- host
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Where each (token, expert) pair lies.
-
-    `order_R` (int64): the pair t*K + k of each sorted row; `token_R`: its token; `slot_TK`: the sorted row of each
-    pair; `offset_E1`: the first row of each expert, and R last; `blocks_J3`: see `cut`. All int32 but the first.
-    """
-
-    order_R: Tensor
-    token_R: Tensor
-    slot_TK: Tensor
-    offset_E1: Tensor
-    blocks_J3: Tensor
-
-
-def sort_rows(ids_TK: Tensor, num_experts: int, height: int) -> Rows:
-    """Sort the pairs by expert (equal ones by token) and cut them into blocks of at most `height` rows."""
-    flat, topk = ids_TK.reshape(-1), ids_TK.shape[1]
-    order_R = flat.argsort(stable=True)
-    slot = torch.empty_like(order_R)
-    slot[order_R] = torch.arange(flat.numel(), device=flat.device)
-    offset_E1 = torch.zeros(num_experts + 1, dtype=torch.int64, device=flat.device)
-    offset_E1[1:] = torch.bincount(flat, minlength=num_experts).cumsum(0)
-    blocks_J3 = cut(offset_E1, height, flat.numel())
-    return Rows(order_R, (order_R // topk).int(), slot.view_as(ids_TK).int(), offset_E1.int(), blocks_J3)
-
-
-def cut(offset_E1: Tensor, height: int, num_rows: int) -> Tensor:
-    """Return blocks int32 [J, 3]: expert, first row, end; unused ones are 0, 0, 0. J is the most that can be needed."""
-    num_experts = offset_E1.shape[0] - 1
-    each_E = (offset_E1.diff() + height - 1) // height
-    ends_E = each_E.cumsum(0)
-    block_J = torch.arange(num_rows // height + min(num_experts, num_rows), device=offset_E1.device)
-    expert_J = torch.searchsorted(ends_E, block_J, right=True).clamp_max(num_experts - 1)
-    first_J = offset_E1[expert_J] + (block_J - (ends_E - each_E)[expert_J]) * height
-    end_J = torch.minimum(first_J + height, offset_E1[expert_J + 1])
-    used = (block_J < ends_E[-1])[:, None]
-    return torch.where(used, torch.stack((expert_J, first_J, end_J), 1), 0).int()
-
-
 def plan_grouped(x: Tensor, bank: Tensor, into: tuple[Tensor, Tensor], form: str,
                  tile: tuple[int, int, int]) -> tuple[Args, dict[str, Any]]:
     """Return args and constants of `grouped_matmul`; `into` = (out [R, N], blocks [J, 3] of at most tile[0] rows)."""
     out, blocks = into
     args: Args = {"x": x, "bank": bank, "out": out, "blocks": blocks, "num_blocks": blocks.shape[0],
                   "columns": out.shape[1], "depth": x.shape[1]}
-    return args, {"TURNED": form == "nt", "BLOCK_M": tile[0], "BLOCK_N": tile[1], "BLOCK_K": tile[2]}
+    return args, {"TURNED": form == "nt", "MASKED": x.shape[1] % tile[2] != 0, "BLOCK_M": tile[0],
+                  "BLOCK_N": tile[1], "BLOCK_K": tile[2]}
 
 
-def plan_weight_grad(grad: Tensor, x: Tensor, out: Tensor, offset: Tensor,
+def with_slack(grad: Tensor, rows: int) -> Tensor:
+    """Return it with so many zero rows after its own: what the last tile of `grouped_weight_grad` reads on a chip whose
+    compiler loses a turned tile's zeros."""
+    return torch.nn.functional.pad(grad, (0, 0, 0, rows))
+
+
+def plan_weight_grad(grad: Tensor, x: Tensor, into: tuple[Tensor, Tensor], family: Family,
                      tile: tuple[int, int, int]) -> tuple[Args, dict[str, Any]]:
-    """Return args and constants of `grouped_weight_grad` for out [E, N, D]."""
+    """Return args and constants of `grouped_weight_grad`; `into` = (out [E, N, D], offset [E + 1])."""
+    out, offset = into
     args: Args = {"grad": grad, "x": x, "out": out, "offset": offset, "num_experts": out.shape[0],
-                  "columns": out.shape[1], "depth": out.shape[2]}
-    return args, {"BLOCK_N": tile[0], "BLOCK_D": tile[1], "BLOCK_R": tile[2]}
-
-
-def block_height(num_rows: int, num_experts: int) -> int:
-    """Return how many rows a block holds: about what an expert gets, within what a tile may have."""
-    return max(16, min(128, power_of_2(-(-num_rows // num_experts))))
+                  "num_rows": grad.shape[0], "columns": out.shape[1], "depth": out.shape[2]}
+    return args, {"APART": family == "ascend", "BLOCK_N": tile[0], "BLOCK_D": tile[1], "BLOCK_R": tile[2]}
 
 
 def _tile(family: Family, height: int, bytes_each: int) -> tuple[int, int, int]:
@@ -272,16 +239,26 @@ def _grouped(launch: Launcher, x: Tensor, bank: Tensor, rows: Rows, form: str) -
     out = x.new_empty(x.shape[0], bank.shape[1 if form == "nt" else 2])
     height = block_height(x.shape[0], bank.shape[0])
     tile = _tile(launch.family, height, x.element_size())
+    if launch.family == "ascend" and form == "nt":
+        x, bank, tile = _whole(x, bank, tile)
     args, constants = plan_grouped(x, bank, (out, rows.blocks_J3), form, tile)
     tiles = rows.blocks_J3.shape[0] * -(-out.shape[1] // tile[1])
     launch(grouped_matmul, (min(tiles, launch.num_cube),), args, constants, warps=8 if height > 64 else 4, stages=3)
     return out
 
 
+def _whole(x: Tensor, bank: Tensor, tile: tuple[int, int, int]) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+    """The operands and the tile where the bank is turned: see `whole_depth`."""
+    x, bank, depth = whole_depth(x[None], bank, "nt", tile[2])
+    return x[0], bank, (tile[0], tile[1], depth)
+
+
 def _bank_grad(launch: Launcher, grad: Tensor, x: Tensor, bank: Tensor, rows: Rows) -> Tensor:
     out = torch.zeros_like(bank)
     tile = (128, 256, 128 // bank.element_size()) if launch.family == "ascend" else (128, 128, 32)
-    args, constants = plan_weight_grad(grad, x, out, rows.offset_E1, tile)
+    if not launch.keeps_zeros:
+        grad = with_slack(grad, tile[2])
+    args, constants = plan_weight_grad(grad, x, (out, rows.offset_E1), launch.family, tile)
     tiles = bank.shape[0] * -(-bank.shape[1] // tile[0]) * -(-bank.shape[2] // tile[1])
     launch(grouped_weight_grad, (min(tiles, launch.num_cube),), args, constants, warps=8, stages=3)
     return out

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..errors import NotSupported
 from ..ops import Ranges
-from .attention import load_run
 from .example import Launch, example
 from .grid import Args, power_of_2, programs
 from .launch import Launcher
@@ -106,7 +105,8 @@ def index_scores(query, weight, key, start, count, score, heads, most,
     row = tl.load(start + t)
     visible = tl.load(count + t)
     for first in range(0, visible, BLOCK_N):
-        keys = load_run(key, row + first, visible - first, CHANNELS, BLOCK_N)
+        place = key + (row + first).to(tl.int64) * CHANNELS + n[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+        keys = tl.load(place, mask=n[:, None] < visible - first, other=0.0)
         dot = tl.dot(q, tl.trans(keys), input_precision="ieee")
         dot = tl.where(h[:, None] < heads, tl.maximum(dot, 0.0) * w[:, None], 0.0)
         tl.store(score + t.to(tl.int64) * most + first + n, tl.sum(dot, 0), mask=n < visible - first)

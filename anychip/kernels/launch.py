@@ -31,6 +31,10 @@ class Launcher(Protocol):
     def num_vector(self) -> int:
         """Cores that do everything else (AIV on Ascend, streaming multiprocessors on NVIDIA)."""
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether its compiler keeps the zeros of a masked tile that is then turned (tl.trans). 950's does not."""
+
     def __call__(self, fn: Any, grid: tuple[int, ...], args: dict[str, Tensor | int | float],
                  constants: dict[str, Any], *, warps: int = 4, stages: int = 2) -> None:
         """Run `fn` over `grid` (1-3 dims) with run-time `args` by name, in signature order, and constexpr `constants`.
@@ -48,6 +52,7 @@ class TritonLauncher:
     family: Family
     num_cube: int
     num_vector: int
+    keeps_zeros: bool = True
 
     def __call__(self, fn: Any, grid: tuple[int, ...], args: dict[str, Tensor | int | float],
                  constants: dict[str, Any], *, warps: int = 4, stages: int = 2) -> None:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .example import Launch, example
+from .grid import power_of_2
 from .launch import Family, Launcher
 
 # Rows, columns and depth of a tile. Ascend: two operand tiles twice over in L1 (512 KB), one result tile in
@@ -40,6 +41,26 @@ def choose_tile(family: Family, cores: int, shape: tuple[int, int, int], bytes_e
     return m, n, k * 2 // bytes_each
 
 
+def whole_depth(a: Tensor, b: Tensor, form: str, block: int) -> tuple[Tensor, Tensor, int]:
+    """Return the operands of a product with a turned operand, and the depth of a tile, which divides theirs.
+
+    950's compiler loses the zeros of a masked tile that is then turned, so no tile may reach beyond the depth. A depth
+    that has no power of two of a useful size in it is filled up with zeros, in a copy.
+    """
+    dim = 1 if form == "tn" else 2
+    depth = a.shape[dim]
+    divisor = min(block, depth & -depth)
+    if divisor >= min(block, 64) or (divisor >= 16 and depth <= 8 * divisor):
+        return a, b, divisor
+    block = max(16, min(block, 64, power_of_2(depth)))
+    return _filled(a, dim, block), _filled(b, dim, block), block
+
+
+def _filled(x: Tensor, dim: int, block: int) -> Tensor:
+    missing = -x.shape[dim] % block
+    return torch.nn.functional.pad(x, (0, missing) if dim == 2 else (0, 0, 0, missing)).contiguous()
+
+
 def plan_product(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, int, int]) -> tuple[
         dict[str, Tensor | int | float], dict[str, Any]]:
     """Return args and constants of `matmul` for `out[i] = op(a[i]) @ op(b[i])` on 3-d views of column stride 1.
@@ -50,18 +71,22 @@ def plan_product(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, 
     _, rows, columns = out.shape
     named = {"a": a, "b": b, "out": out}
     args: dict[str, Tensor | int | float] = {name: _whole(t) for name, t in named.items()}
-    args |= {"rows": rows, "columns": columns, "depth": a.shape[1] if form == "tn" else a.shape[2]}
+    depth = a.shape[1] if form == "tn" else a.shape[2]
+    args |= {"rows": rows, "columns": columns, "depth": depth}
     args |= {f"{name}_row": t.stride(1) for name, t in named.items()}
     args |= {f"{name}_batch": t.stride(0) for name, t in named.items()}
     block_m, block_n, block_k = tile
-    return args, {"A_TURNED": form == "tn", "B_TURNED": form == "nt", "BLOCK_M": block_m, "BLOCK_N": block_n,
-                  "BLOCK_K": block_k, "GROUP": 4}
+    return args, {"A_TURNED": form == "tn", "B_TURNED": form == "nt", "MASKED": depth % block_k != 0,
+                  "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP": 4}
 
 
 def product(launch: Launcher, a: Tensor, b: Tensor, out: Tensor, form: str) -> Tensor:
     """Fill and return `out` [B, M, N]; see `plan_product`. Accumulates in fp32, rounds to `out`'s dtype."""
     batch, rows, columns = out.shape
     tile = choose_tile(launch.family, launch.num_cube, (batch, rows, columns), a.element_size())
+    if launch.family == "ascend" and form != "nn":
+        a, b, depth = whole_depth(a, b, form, tile[2])
+        tile = (*tile[:2], depth)
     args, constants = plan_product(a, b, out, form, tile)
     tiles = triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
     programs = max(1, min(tiles, -(-launch.num_cube // max(batch, 1))))
@@ -148,14 +173,17 @@ def _weight_grad_inputs(seed: int) -> Launch:
 def _groups_inputs(seed: int) -> Launch:
     """Three groups whose rows lie interleaved in memory, as the output projection has them."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(19, 3, 72, generator=generator).bfloat16()
-    weight = torch.randn(3, 40, 72, generator=generator).bfloat16()
+    x = torch.randn(19, 3, 96, generator=generator).bfloat16()
+    weight = torch.randn(3, 40, 96, generator=generator).bfloat16()
     out = torch.zeros(19, 3, 40, dtype=torch.bfloat16)
     return Launch(*_started(x.transpose(0, 1), weight, out.transpose(0, 1), "nt", (32, 64, 64), 1))
 
 
 def _started(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, int, int], programs: int) -> tuple[
         dict[str, Any], tuple[int, int], dict[str, Any], tuple[str]]:
+    if form != "nn":
+        a, b, depth = whole_depth(a, b, form, tile[2])
+        tile = (*tile[:2], depth)
     args, constants = plan_product(a, b, out, form, tile)
     return args, (programs, out.shape[0]), constants, ("out",)
 
@@ -178,6 +206,23 @@ def load_tile(x, row, column, rows, columns, step, ROWS: tl.constexpr, COLUMNS: 
     return tl.load(at, mask=(r < rows - row) & (c < columns - column), other=0.0)
 
 
+@triton.jit
+def load_operand(x, row, column, rows, columns, step, MASKED: tl.constexpr, BY_ROW: tl.constexpr,
+                 ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of a product's operand. Not MASKED: the depth (its rows where BY_ROW, else its columns) has no edge, and
+    anything may lie beyond the other edge, for it reaches only results that are not stored."""
+    r = tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, COLUMNS)[None, :]
+    at = x + tl.cast(row, tl.int64) * step + column + r * step + c
+    if MASKED:
+        tile = tl.load(at, mask=(r < rows - row) & (c < columns - column), other=0.0)
+    elif BY_ROW:
+        tile = tl.load(at, mask=c < columns - column)
+    else:
+        tile = tl.load(at, mask=r < rows - row)
+    return tile
+
+
 @example(_groups_inputs, _groups_reference)
 @example(_weight_grad_inputs, _product_reference)
 @example(_input_grad_inputs, _product_reference)
@@ -185,10 +230,11 @@ def load_tile(x, row, column, rows, columns, step, ROWS: tl.constexpr, COLUMNS: 
 @triton.jit
 def matmul(
     a, b, out, rows, columns, depth, a_row, b_row, out_row, a_batch, b_batch, out_batch,
-    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr,
+    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, MASKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """out[i] = op(a[i]) @ op(b[i]), fp32 inside; `_row` and `_batch` are strides in elements."""
+    """out[i] = op(a[i]) @ op(b[i]), fp32 inside; `_row` and `_batch` are strides in elements. MASKED: BLOCK_K
+    does not divide the depth."""
     batch = tl.program_id(1).to(tl.int64)
     a += batch * a_batch
     b += batch * b_batch
@@ -205,13 +251,13 @@ def matmul(
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for start in range(0, depth, BLOCK_K):
             if A_TURNED:
-                left = tl.trans(load_tile(a, start, m0, depth, rows, a_row, BLOCK_K, BLOCK_M))
+                left = tl.trans(load_operand(a, start, m0, depth, rows, a_row, MASKED, True, BLOCK_K, BLOCK_M))
             else:
-                left = load_tile(a, m0, start, rows, depth, a_row, BLOCK_M, BLOCK_K)
+                left = load_operand(a, m0, start, rows, depth, a_row, MASKED, False, BLOCK_M, BLOCK_K)
             if B_TURNED:
-                right = tl.trans(load_tile(b, n0, start, columns, depth, b_row, BLOCK_N, BLOCK_K))
+                right = tl.trans(load_operand(b, n0, start, columns, depth, b_row, MASKED, False, BLOCK_N, BLOCK_K))
             else:
-                right = load_tile(b, start, n0, depth, columns, b_row, BLOCK_K, BLOCK_N)
+                right = load_operand(b, start, n0, depth, columns, b_row, MASKED, True, BLOCK_K, BLOCK_N)
             total = tl.dot(left, right, total, input_precision="ieee")
         m = tl.arange(0, BLOCK_M)[:, None]
         n = tl.arange(0, BLOCK_N)[None, :]
