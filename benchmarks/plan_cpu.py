@@ -1,8 +1,8 @@
 """Are the planner's memory and step time right for real runs on this processor?
 
 12 runs of this project's own trainer and decode state (fp32, one thread): peak bytes of all tensors, as torch's
-allocator counts them, against `plan.own`; and the processor seconds of a training step against the roofline with one
-factor from one calibration run (the first). Held to: memory within 8 %, time within 15 %.
+allocator counts them, against `plan.own`; and the processor seconds of a training step against `own_step_s` with the
+machine's factor from one calibration run (the first). Held to: memory within 8 %, time within 15 %.
 
     python -m benchmarks.plan_cpu [--runs N] [--no-time]
 """
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from anychip.chips import open_chip
-from anychip.chips.cpu_limits import measure_limits
 from anychip.config import load_config
 from anychip.model import Layout, State, Transformer, initialize
 from anychip.plan.own import own_pass_memory, own_step_s, own_train_memory
@@ -119,10 +118,6 @@ def main() -> None:
     if asked.one is not None:
         print(json.dumps(measure(asked.one)))
         return
-    limits = None
-    if not asked.no_time:
-        torch.set_num_threads(1)
-        limits = measure_limits("this processor, one thread")
     rows, scale, errors, times = [], None, [], []
     for index, run in enumerate(RUNS[: asked.runs]):
         done = subprocess.run([sys.executable, "-m", "benchmarks.plan_cpu", "--one", str(index)], capture_output=True,
@@ -131,8 +126,8 @@ def main() -> None:
         error = predicted / measured["peak"] - 1
         errors.append(error)
         line = {"run": run, "peak_MB": measured["peak"] / 1e6, "predicted_MB": predicted / 1e6, "error": error}
-        if limits is not None and "seconds" in measured:
-            plain = own_step_s(load_config(run[1]), run[2], run[3], limits, recompute=run[4])
+        if not asked.no_time and "seconds" in measured:
+            plain = own_step_s(load_config(run[1]), run[2], run[3], recompute=run[4], optimizer=run[5])
             scale = scale or measured["seconds"] / plain
             line |= {"seconds": measured["seconds"], "predicted_s": plain * scale}
             times.append(plain * scale / measured["seconds"] - 1)

@@ -60,13 +60,12 @@ def expect(plan: TrainPlan | ServePlan, mine: float, spread: float | None = None
 
 
 def roofline_bound(plan: TrainPlan | ServePlan) -> float:
-    """Tokens/s of one device if nothing but products (training, prefill) or nothing but bytes (decode) took time."""
+    """Tokens/s of one device at the chip's peaks: all products of training, every call of a pass in serving."""
     facts = plan.cluster.facts
     if isinstance(plan, TrainPlan):
         peak = facts.peak_flops_per_s[plan.job.precision]
         return plan.job.tokens * peak / plan.model_flops
-    busiest = sum(plan.parts_s[name] for name in ("product", "experts", "attention", "index"))
-    return plan.tokens_per_s_device * plan.step_s / max(busiest, 1e-12)
+    return plan.tokens_per_s_device * plan.step_s / plan.bound_s
 
 
 def best_published(plan: TrainPlan | ServePlan, task: str) -> Published | None:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..chips.facts import ChipFacts
 from ..config import ModelConfig
 from ..model import State
-from .cut import Cuts, Share, cut
+from .cut import Share, cut
 from .times import ATTENTION, INDEX
 from .v4 import v4_work
 from .work import Batch, Work
@@ -90,27 +89,36 @@ def own_pass_memory(config: ModelConfig, max_tokens: int, sequences: int, chunk:
     return weights + own_state_bytes(config, max_tokens, sequences, chunk) + 2 * streams + largest
 
 
-def own_step_s(config: ModelConfig, batch: int, length: int, limits: ChipFacts, scale: float = 1.0, *,
-               recompute: bool = False) -> float:
-    """Return the seconds of one training step on a processor with these limits: each call's larger of compute and
-    memory time, forward, backward (and forward again), times `scale` from one calibration run."""
+# Processor seconds of a step on one thread of the machine of 2026-11-24, found on ten runs of benchmarks.plan_cpu (the
+# least largest error, 12.5 %): at the presets' sizes element-wise work (norms, mixing, routing) hides the products.
+SECONDS_PER = {"attention": 4.007e-11, "index": 1.582e-10, "muon": 8.634e-12, "token and layer": 1.417e-4}
+
+
+def own_step_s(config: ModelConfig, batch: int, length: int, scale: float = 1.0, *, recompute: bool = False,
+               optimizer: str = "muon") -> float:
+    """Return processor seconds of one training step of a model of the presets' sizes on one thread.
+
+    `scale` is this machine's factor, from one calibration run (1: the machine that SECONDS_PER was found on).
+    """
     work = v4_work(config, Batch(batch, length, training=True), "own", torch.float32)
-    flops_per_s, bytes_per_s = limits.peak_flops_per_s["fp32"], limits.memory_bytes_per_s
-    total = 0.0
+    seconds = SECONDS_PER["token and layer"] * work.batch.tokens * len(work.layers)
     for name, times in work.count.items():
         cuts = cut(work.parts[name], Share())
-        forward = _call_s(cuts, flops_per_s, bytes_per_s, 1.0)
-        backward = _call_s(cuts, flops_per_s, bytes_per_s, 2.0)
-        again = forward if recompute and name not in ("embed", "head") else 0.0
-        total += times * (forward + backward + again)
-    total += 7 * 4.0 * work.num_parameters(mtp=True) / bytes_per_s  # the optimizer's passes
-    return total * scale
+        again = 1 if recompute and name not in ("embed", "head") else 0
+        seconds += SECONDS_PER["attention"] * times * (3 + again) * float(cuts.flops[cuts.kind == ATTENTION].sum())
+        seconds += SECONDS_PER["index"] * times * (1 + again) * float(cuts.flops[cuts.kind == INDEX].sum())
+    if optimizer == "muon":
+        seconds += SECONDS_PER["muon"] * muon_flops(work)
+    return seconds * scale
 
 
-def _call_s(cuts: Cuts, flops_per_s: float, bytes_per_s: float, times: float) -> float:
-    flops = cuts.flops * times
-    if times > 1:
-        flops[cuts.kind == ATTENTION] *= 1.25
-        flops[cuts.kind == INDEX] = 0.0
-    moved = (cuts.moved + 4 * cuts.weights) * times
-    return float((flops / flops_per_s).clip(moved / bytes_per_s).sum())
+def muon_flops(work: Work, steps: int = 10) -> float:
+    """Return the FLOPs of Muon's Newton-Schulz steps on every matrix, each expert on its own."""
+    total = 0.0
+    for name, times in work.count.items():
+        for weight in work.parts[name].weights:
+            if weight.kind in ("linear", "plain", "expert") and len(weight.shape) > 1:
+                rows, columns = sorted(weight.shape[-2:])
+                count = weight.shape[0] if len(weight.shape) == 3 else 1
+                total += times * count * steps * (4.0 * rows**2 * columns + 2.0 * rows**3)
+    return total

@@ -65,6 +65,7 @@ class ServePlan:
     load: float
     bound: str
     token_s: float  # between two tokens of one user; prefill: to the first token
+    bound_s: float = 0.0  # the step if every call took no longer than its FLOPs at peak or its bytes at full bandwidth
 
     @property
     def tokens_per_s_device(self) -> float:
@@ -94,7 +95,8 @@ def plan_decode(model: Model, cluster: Cluster, serving: Serving, traffic: Traff
     step = sum(parts.values())
     tokens = traffic.sequences * (1 + traffic.accepted)
     return ServePlan(model.name, cluster, serving, "decode", step, tokens / step, parts, load,
-                     max(parts, key=lambda name: parts[name]), step / (1 + traffic.accepted))
+                     max(parts, key=lambda name: parts[name]), step / (1 + traffic.accepted),
+                     bound_seconds(work, cluster, serving))
 
 
 def plan_prefill(model: Model, cluster: Cluster, serving: Serving, length: int, tokens_per_device: int, *,
@@ -120,7 +122,7 @@ def plan_prefill(model: Model, cluster: Cluster, serving: Serving, length: int, 
         parts["coming and going"] = sum(parts.values()) * (c["serve.online"] - 1)
     step = sum(parts.values())
     return ServePlan(model.name, cluster, serving, "prefill", step, tokens / step, parts, load,
-                     max(parts, key=lambda name: parts[name]), step)
+                     max(parts, key=lambda name: parts[name]), step, bound_seconds(work, cluster, serving))
 
 
 def serve_rates(cluster: Cluster, serving: Serving, c: Constants) -> Rates:
@@ -143,6 +145,26 @@ def serve_rates(cluster: Cluster, serving: Serving, c: Constants) -> Rates:
     low[EXPERTS] = of_experts.low[EXPERTS]
     return replace(base, low=low, weight_width=fmt.linear, expert_width=fmt.expert,
                    cache_width=CACHE_WIDTHS[serving.cache])
+
+
+def bound_seconds(work: Work, cluster: Cluster, serving: Serving) -> float:
+    """Return the roofline bound of a pass: peaks and bandwidth of the chip's facts, nothing fitted, nothing sent."""
+    ideal = {f"serve.{name}": 1.0 for name in (
+        "product_bf16", "product_int8", "product_fp8", "product_fp4", "experts", "attention_cuda", "attention_ascend",
+        "memory", "passes_cuda", "passes_ascend")}
+    nothing = {f"serve.{name}": 0.0 for name in (
+        "power", "launch_cuda", "launch_ascend", "quantise_fp8", "quantise_fp4", "quantise_int8")}
+    facts, r = cluster.facts, serve_rates(cluster, serving, constants().with_values({**ideal, **nothing}))
+    best = facts.facts["efficiency.matmul"].si
+    r = replace(r, low=r.low / best, wide=r.wide / best, bytes_per_s=facts.memory_bytes_per_s)
+    expert = experts_over(work, cluster.count)
+    total = 0.0
+    for name, times in work.count.items():
+        if name != "mtp":
+            part = work.parts[name]
+            cuts = cut(part, Share(serving.tensor, 1, expert if part.moe else 1))
+            total += times * float(forward_s(cuts, r).sum())
+    return total
 
 
 def _vendor(cluster: Cluster) -> str:
