@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
         finally:
             stop.cancel()
         await asyncio.to_thread(self._engine.stop)
+        self._captured_signals.clear()  # the end that was asked for is no failure: exit with 0
         self._log.event("stopped")
 
     def _stop_soon(self) -> None:
