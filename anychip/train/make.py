@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ..config import load_config
 from ..errors import InputError
 from ..text import corpus
+from ..text.batches import TokenBatches
 from ..text.packing import DocumentRows, PackedBatches
 from ..text.store import TokenStore, open_store
 from ..text.tokenizer import Tokenizer, open_tokenizer
@@ -29,9 +32,19 @@ def make_run(settings: TrainSettings, *, preset: str = "nano", tokenizer: str | 
         raise InputError("fine-tuning needs a checkpoint to begin from: --from FOLDER (or --from nano)")
     config = load_config(start if start is not None else preset)
     words = open_tokenizer(tokenizer or start or "anychip-4096")
+    if settings.context_blocks > 1:
+        return Run(config, words, _unpacked(_store(words, text), settings, sft), settings, start)
     rows = chat_rows(sft, words, settings.length) if sft else DocumentRows(
         _store(words, text), settings.length, settings.seed)
     return Run(config, words, PackedBatches(rows, settings.batch, settings.seed), settings, start)
+
+
+def _unpacked(store: TokenStore, settings: TrainSettings, sft: Path | None) -> TokenBatches:
+    """Windows of the text as one stream, in memory: blocks of a sequence cannot be cut where samples are packed."""
+    if sft:
+        raise InputError(f"context_blocks={settings.context_blocks}: chats are packed samples, which cannot be cut into "
+                         "blocks; use context_blocks=1")
+    return TokenBatches(torch.from_numpy(store.tokens.astype("int64")), settings.batch, settings.length, settings.seed)
 
 
 def _store(words: Tokenizer, text: Sequence[Path]) -> TokenStore:
