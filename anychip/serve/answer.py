@@ -78,7 +78,10 @@ class Answer:
             if self.sampler.greedy and not early:
                 return int(logits_V.argmax())
             return self.sampler.draw(logits_V, len(self.tokens), None, sorted(self.ends) if early else ())
-        return self.sampler.draw(logits_V, len(self.tokens), self.matcher.allowed())
+        allowed = self.matcher.allowed()
+        if not len(allowed):  # the grammar grew beyond its limits
+            return self.tokenizer.eos_id
+        return self.sampler.draw(logits_V, len(self.tokens), allowed)
 
     def accept(self, token: int, logits_V: Floats) -> Output:
         """Add a token and return what the reader gets; `finished` tells whether it was the last."""

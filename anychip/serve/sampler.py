@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .request import Sampling, TokenLogprobs
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
 
 class Sampler:
@@ -24,7 +25,8 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, index: int, prompt_ids: Sequence[int]) -> None:
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
-        self.sampling, self._key = sampling, (seed, index)
+        self.sampling = sampling
+        self._random = np.random.Generator(np.random.Philox(key=np.array((seed, index), np.uint64)))
         self._bias = [(token, value) for token, value in sampling.logit_bias.items()]
         self._penal = (sampling.presence_penalty, sampling.frequency_penalty) != (0, 0)
         self._repeats = sampling.repetition_penalty != 1
@@ -34,8 +36,7 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         """Whether a token is simply the logits' largest, so that a batch can be decided at once."""
-        plain = not (self._bias or self._penal or self._repeats)
-        return plain and self.sampling.temperature == 0 and self.sampling.grammar is None
+        return not self._changes and self.sampling.temperature == 0 and self.sampling.grammar is None
 
     def accept(self, token: int) -> None:
         """Note a token of the answer: penalties count it from now on."""
@@ -44,18 +45,19 @@ class Sampler:
         if self._repeats:
             self._seen.add(token)
 
-    def draw(self, logits_V: Floats, position: int, allowed: NDArray[np.bool_] | None = None,
-             banned: Sequence[int] = ()) -> int:
-        """Return the token at `position`. `allowed` [V] is the grammar's mask; `banned` ones may not come."""
-        logits = self._changed(logits_V)
+    def draw(self, logits_V: Floats, position: int, allowed: Ids | None = None, banned: Sequence[int] = ()) -> int:
+        """Return the token at `position`: one of the ids `allowed` (None: all), none of the `banned`."""
+        logits = self._changed(logits_V) if self._changes or banned else logits_V
         if banned:
             logits[list(banned)] = -np.inf
         if allowed is not None:
-            logits[: len(allowed)][~allowed] = -np.inf
-            logits[len(allowed):] = -np.inf
-        if self.sampling.temperature == 0:
-            return int(logits.argmax())
-        return self._sample(logits / np.float32(self.sampling.temperature), position)
+            logits = logits[allowed]
+        chosen = int(logits.argmax()) if self.sampling.temperature == 0 else self._sample(logits, position, allowed)
+        return chosen if allowed is None else int(allowed[chosen])
+
+    @property
+    def _changes(self) -> bool:
+        return bool(self._bias or self._penal or self._repeats)
 
     def _changed(self, logits_V: Floats) -> Floats:
         logits = logits_V.copy()
@@ -72,14 +74,26 @@ class Sampler:
             logits[tokens] -= self.sampling.frequency_penalty * counts + np.float32(self.sampling.presence_penalty)
         return logits
 
-    def _sample(self, logits: Floats, position: int) -> int:
-        kept = self._kept(logits)
-        noise = gumbel(self._key, position, len(logits))
+    def _sample(self, logits: Floats, position: int, allowed: Ids | None) -> int:
+        """The place of the drawn one among `logits`."""
+        scaled = logits / np.float32(self.sampling.temperature)
+        size = len(logits) if allowed is None else int(allowed[-1]) + 1
+        noise = self._uniform(position, size)
+        if allowed is not None:
+            noise = noise[allowed]
+        kept = self._kept(scaled)
         if kept is None:
-            return int((logits + noise).argmax())
-        return int(kept[(logits[kept] + noise[kept]).argmax()])
+            return int((scaled + gumbel(noise)).argmax())
+        return int(kept[(scaled[kept] + gumbel(noise[kept])).argmax()])
 
-    def _kept(self, logits: Floats) -> NDArray[np.int64] | None:
+    def _uniform(self, position: int, size: int) -> Floats:
+        """The first `size` of the numbers in [0, 1) that belong to the seed, the answer and a position."""
+        state: Any = self._random.bit_generator.state
+        state["state"]["counter"][:], state["buffer_pos"], state["has_uint32"] = (0, 0, 0, position), 4, 0
+        self._random.bit_generator.state = state
+        return self._random.random(size, np.float32)
+
+    def _kept(self, logits: Floats) -> Ids | None:
         """The ids that the filters leave; None: all. Ties at a bound go to the lowest id."""
         rule = self.sampling
         if rule.top_k == 0 and rule.top_p == 1 and rule.min_p == 0:
@@ -95,11 +109,9 @@ class Sampler:
         return order
 
 
-def gumbel(key: tuple[int, int], position: int, size: int) -> Floats:
-    """Standard Gumbel noise [size] that belongs to a seed, an answer and a position."""
-    random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=[0, 0, 0, position]))
-    uniform = random.random(size, np.float32)
-    return -np.log(-np.log(np.maximum(uniform, np.float32(1e-10)), dtype=np.float32) + np.float32(1e-20))
+def gumbel(uniform: Floats) -> Floats:
+    """Return standard Gumbel noise from numbers in [0, 1)."""
+    return -np.log(-np.log(np.maximum(uniform, np.float32(1e-10))) + np.float32(1e-20))
 
 
 def log_probabilities(logits_V: Floats, token: int, top: int) -> TokenLogprobs:

@@ -63,14 +63,14 @@ class Matcher:
     def __init__(self, inner: Any, vocab_size: int) -> None:
         self._inner, self._bits = inner, np.zeros((vocab_size + 31) // 32, np.int32)
         self._vocab_size = vocab_size
-        self._mask: NDArray[np.bool_] | None = None
+        self._mask: NDArray[np.int64] | None = None
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """Return which tokens [V] may come next; the end token where the text may end here. Worked out once a token."""
+    def allowed(self) -> NDArray[np.int64]:
+        """Return the ids that may come next, the end token's where the text may end here. Worked out once a token."""
         if self._mask is None:
             self._inner.unsafe_compute_mask_ptr(self._bits.__array_interface__["data"][0], self._bits.nbytes)
             mask = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
-            self._mask = mask.view(np.bool_)
+            self._mask = np.flatnonzero(mask)
         return self._mask
 
     def consume(self, token: int) -> bool:

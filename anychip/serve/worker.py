@@ -191,7 +191,8 @@ class Worker:
             self._measure(answer, now)
             self.scheduler.remove(answer)
             request_id = answer.request.request_id
-            if all(other.finished for other in self._open.get(request_id, ())) and self._open.pop(request_id, None):
+            if request_id in self._open and all(other.finished for other in self._open[request_id]):
+                del self._open[request_id]
                 ended.append(request_id)
         self._counts["finished"] += len(ended)
         return ended
