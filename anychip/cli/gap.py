@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def gap(
-    bundles: Annotated[list[Path] | None, typer.Argument(help="Two recorded bundles to compare.")] = None,
+    bundles: Annotated[list[Path] | None, typer.Argument(help="Two recorded bundles, or two training runs' folders, "
+                                                              "to compare.")] = None,
     model: Annotated[str, typer.Option(help="nano, or the folder of a checkpoint or a training run.")] = "nano",
     chips: Annotated[str | None, typer.Option(help="Two chips to run here, reference first: a,b.")] = None,
     record: Annotated[Path | None, typer.Option(help="Run --chip and write this bundle instead.")] = None,
@@ -35,13 +36,19 @@ def gap(
 
     Example: [bold]anychip gap --model nano --chips cpu,virtual:ascend910b[/bold]
     On two machines: [bold]anychip gap --record a.gap --chip cuda[/bold], then [bold]anychip gap a.gap b.gap[/bold]
+    Two training runs, loss for loss, with speed and reliability: [bold]anychip gap RUN_A RUN_B[/bold]
     """
     from ..gap.bundle import Bundle
     from ..gap.gates import parse_gates
     from ..gap.load import load_subject
     from ..gap.record import choose_levels
+    from ..gap.runs import compare_runs, runs_text
     from ..gap.subject import Settings
 
+    if bundles and len(bundles) == 2 and all(path.is_dir() for path in bundles):
+        found_runs = compare_runs(bundles[0], bundles[1])
+        print_json(found_runs) if as_json else typer.echo(runs_text(found_runs, (bundles[0], bundles[1])))
+        return
     names, levels, gates = _check(bundles, chips, record, chip), choose_levels(level), parse_gates(fail_if or [])
     if bundles:
         _report((Bundle.load(bundles[0]), Bundle.load(bundles[1])), gates, html, as_json)
