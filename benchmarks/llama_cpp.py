@@ -68,6 +68,16 @@ def speed(path: str | Path, contexts: Sequence[int], *, steps: int = 32, threads
     )
 
 
+def parallel(path: str | Path, streams: int, context: int, *, steps: int = 32, threads: int = 2) -> float:
+    """Return tokens/s of `streams` sequences decoded together at a context, from the median step, fp16 cache.
+
+    Raises RuntimeError with llama.cpp's words where it fails.
+    """
+    found = _run(["parallel", str(path), "--contexts", str(context), "--streams", str(streams), "--steps", str(steps),
+                  "--threads", str(threads)])
+    return streams / float(json.loads(found[-1])["step_s"])
+
+
 def logits(path: str | Path, ids: Sequence[int], *, threads: int = 2, kv: str = "f32",
            flash_attention: bool = False) -> FloatArray:
     """Return llama.cpp's logits [T, V] for one sequence of token ids: computed in fp32, unless asked otherwise."""
@@ -113,6 +123,19 @@ def _step(llama: Llama, logits: FloatArray) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def _time_parallel(llama: Llama, streams: int, context: int, steps: int) -> float:
+    """Median seconds of a step of one token for each sequence, the argmax fed back."""
+    draw, times = np.random.default_rng(1), list[float]()
+    for sequence in range(streams):
+        llama.fill(draw.integers(0, llama.vocab_size, context, dtype=np.int32), sequence)
+    ids, sequences = np.zeros(streams, np.int32), np.arange(streams, dtype=np.int32)
+    for i in range(steps):
+        start = time.perf_counter()
+        ids = llama.step(ids, context + i, sequences).argmax(-1).astype(np.int32)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]))
+
+
 def _check_contexts(contexts: Sequence[int], steps: int) -> None:
     ordered = sorted(contexts)
     if ordered[0] < WARM_UP or any(b - a <= steps for a, b in zip(ordered, ordered[1:], strict=False)):
@@ -121,9 +144,10 @@ def _check_contexts(contexts: Sequence[int], steps: int) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["speed", "logits"])
+    parser.add_argument("what", choices=["speed", "parallel", "logits"])
     parser.add_argument("model", type=Path, help="a GGUF written by benchmarks.gguf_export")
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024], help="speed: tokens")
+    parser.add_argument("--streams", type=int, default=8, help="parallel: sequences")
     parser.add_argument("--steps", type=int, default=32, help="speed: decode steps at each context")
     parser.add_argument("--ids", type=Path, help="logits: a .npy of token ids")
     parser.add_argument("--out", type=Path, help="logits: the .npy to write")
@@ -144,6 +168,11 @@ def main() -> None:
         ids: IntArray = np.load(asked.ids)
         llama = Llama(asked.model, len(ids), all_logits=True, **options)
         np.save(asked.out, llama.append(ids))
+    elif asked.what == "parallel":
+        (context,) = asked.contexts
+        room = context + asked.steps + 1
+        llama = Llama(asked.model, -(-room // 256) * 256, sequences=asked.streams, **options)
+        print(json.dumps({"step_s": _time_parallel(llama, asked.streams, context, asked.steps)}))
     else:
         _check_contexts(asked.contexts, asked.steps)
         llama = Llama(asked.model, max(asked.contexts) + asked.steps, **options)

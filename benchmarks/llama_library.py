@@ -85,7 +85,7 @@ class Llama:
     """
 
     def __init__(self, path: str | Path, max_tokens: int, *, threads: int, ubatch: int, kv: str,
-                 flash_attention: bool, all_logits: bool = False) -> None:
+                 flash_attention: bool, all_logits: bool = False, sequences: int = 1) -> None:
         self._errors: list[str] = []
         self._log = _LogCallback(self._hear)
         self._library = library = _open()
@@ -94,7 +94,8 @@ class Llama:
         self._model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
         self._require(self._model, f"llama.cpp cannot load {path}")
         params = library.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = max_tokens, ubatch, ubatch
+        params.n_ctx, params.n_batch, params.n_ubatch = max_tokens * sequences, ubatch, ubatch
+        params.n_seq_max = sequences
         params.n_outputs_max_per_seq = 0 if all_logits else 1
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(flash_attention)
@@ -121,6 +122,32 @@ class Llama:
         self._require(code == 0, f"llama_decode returned {code}")
         logits = self._library.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, (int(wanted.sum()), self.vocab_size)).copy()
+
+    def step(self, ids: IntArray, position: int, sequences: IntArray) -> FloatArray:
+        """Run one token of each of several sequences, all at the same position; returns their logits [S, V]."""
+        count = len(ids)
+        ids, sequences = np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(sequences, np.int32)
+        positions, ones, wanted = np.full(count, position, np.int32), np.ones(count, np.int32), np.ones(count, np.int8)
+        pointers = (c_void_p * count)(*(sequences.ctypes.data + 4 * i for i in range(count)))
+        batch = _Batch(count, ids.ctypes.data_as(ctypes.POINTER(c_int32)), None, positions.ctypes.data, ones.ctypes.data,
+                       ctypes.addressof(pointers), wanted.ctypes.data_as(ctypes.POINTER(c_int8)))
+        code = self._library.llama_decode(self._context, batch)
+        self._require(code == 0, f"llama_decode returned {code}")
+        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (count, self.vocab_size)).copy()
+
+    def fill(self, ids: IntArray, sequence: int) -> None:
+        """Run a prompt of one sequence, in batches; only the last token has logits."""
+        for at in range(0, len(ids), self._ubatch):
+            part = np.ascontiguousarray(ids[at : at + self._ubatch], np.int32)
+            count = len(part)
+            positions, ones = np.arange(at, at + count, dtype=np.int32), np.ones(count, np.int32)
+            own, wanted = np.full(count, sequence, np.int32), np.zeros(count, np.int8)
+            wanted[-1] = 1
+            pointers = (c_void_p * count)(*(own.ctypes.data + 4 * i for i in range(count)))
+            batch = _Batch(count, part.ctypes.data_as(ctypes.POINTER(c_int32)), None, positions.ctypes.data,
+                           ones.ctypes.data, ctypes.addressof(pointers), wanted.ctypes.data_as(ctypes.POINTER(c_int8)))
+            code = self._library.llama_decode(self._context, batch)
+            self._require(code == 0, f"llama_decode returned {code}")
 
     def clear(self) -> None:
         """Forget the sequence."""
