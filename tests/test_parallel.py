@@ -7,7 +7,7 @@ from parallel_cases import joined, run, settings, train, world_of_one
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from anychip.config import load_config
-from anychip.errors import ConfigError, NotSupported
+from anychip.errors import ConfigError, InputError, NotSupported
 from anychip.model import Layout
 from anychip.parallel import Batch, Single
 from anychip.parallel.context import Blocks
@@ -17,6 +17,8 @@ from anychip.parallel.ranks import Ranks
 from anychip.parallel.stage import layers_of
 from anychip.parallel.sums import RunningTree, tree_sum
 from anychip.parallel.world import lay_out, leave
+from anychip.text.store import TokenStore
+from anychip.train.make import _unpacked, make_run
 
 KINDS = {"shard": Degrees(shard=2), "expert": Degrees(expert=2), "pipeline": Degrees(pipeline=2),
          "context": Degrees(context=2), "shard again": Degrees(shard=2)}
@@ -123,6 +125,15 @@ def test_blocks_of_a_batch_are_chunks_that_start_later():
     packed = Batch.of(ids, ids + 1, Layout.whole([3, 5, 8]))
     with pytest.raises(NotSupported, match="context_blocks=2: sequences of several packed samples"):
         Blocks(0, 1, 2).cut(packed)
+
+
+def test_with_blocks_the_text_is_one_stream(tmp_path):
+    (tmp_path / "a.txt").write_text("It was the best of times. " * 200)
+    cut = make_run(settings(), text=[tmp_path / "a.txt"])
+    inputs, targets = cut.batches.at(0)
+    assert inputs.shape == (4, 256) and torch.equal(inputs[:, 1:], targets[:, :-1])
+    with pytest.raises(InputError, match="context_blocks=2: chats are packed samples"):
+        _unpacked(TokenStore.of(cut.tokenizer, ["x"]), settings(), tmp_path / "chats.jsonl")
 
 
 def test_micro_batches_keep_the_samples_of_their_rows():

@@ -42,8 +42,8 @@ def make_run(settings: TrainSettings, *, preset: str = "nano", tokenizer: str | 
 def _unpacked(store: TokenStore, settings: TrainSettings, sft: Path | None) -> TokenBatches:
     """Windows of the text as one stream, in memory: blocks of a sequence cannot be cut where samples are packed."""
     if sft:
-        raise InputError(f"context_blocks={settings.context_blocks}: chats are packed samples, which cannot be cut into "
-                         "blocks; use context_blocks=1")
+        raise InputError(f"context_blocks={settings.context_blocks}: chats are packed samples, which cannot be cut "
+                         "into blocks; use context_blocks=1")
     return TokenBatches(torch.from_numpy(store.tokens.astype("int64")), settings.batch, settings.length, settings.seed)
 
 
