@@ -127,10 +127,11 @@ class Llama:
         """Run one token of each of several sequences, all at the same position; returns their logits [S, V]."""
         count = len(ids)
         ids, sequences = np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(sequences, np.int32)
-        positions, ones, wanted = np.full(count, position, np.int32), np.ones(count, np.int32), np.ones(count, np.int8)
+        positions, ones = np.full(count, position, np.int32), np.ones(count, np.int32)
+        wanted = np.ones(count, np.int8)
         pointers = (c_void_p * count)(*(sequences.ctypes.data + 4 * i for i in range(count)))
-        batch = _Batch(count, ids.ctypes.data_as(ctypes.POINTER(c_int32)), None, positions.ctypes.data, ones.ctypes.data,
-                       ctypes.addressof(pointers), wanted.ctypes.data_as(ctypes.POINTER(c_int8)))
+        batch = _Batch(count, ids.ctypes.data_as(ctypes.POINTER(c_int32)), None, positions.ctypes.data,
+                       ones.ctypes.data, ctypes.addressof(pointers), wanted.ctypes.data_as(ctypes.POINTER(c_int8)))
         code = self._library.llama_decode(self._context, batch)
         self._require(code == 0, f"llama_decode returned {code}")
         return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (count, self.vocab_size)).copy()
