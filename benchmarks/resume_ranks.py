@@ -1,8 +1,8 @@
 """Does a run go on with the same curve on another number of ranks?
 
 Trains `nano` on the shipped corpus on 4 ranks, ends it in the middle, goes on with 2, ends it again, finishes with 3
-(fp32, gloo, saves through torch.distributed.checkpoint; other axes with `--layouts`). Limit: every loss within 1e-5 relative of the run that
-one rank takes through without a break.
+(fp32, gloo, saves through torch.distributed.checkpoint; other axes with `--layouts`). Limit: every loss within 1e-5
+relative of the run that one rank takes through without a break.
 
     python -m benchmarks.resume_ranks [--steps 30] [--layouts "shard=4 shard=2 shard=3"]
 """
