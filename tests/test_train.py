@@ -16,7 +16,7 @@ from anychip.train.trainer import balance, score_routed
 
 
 def test_loss_falls_on_one_batch():
-    work = trainer(steps=25, mtp_weight=0.3, learning_rate=1e-2)
+    work = trainer(steps=25, mtp_weight=0.3, learning_rate=1e-2, optimizer="adamw")
     work.batches = OneBatch(2, 24)
     results = [work.step() for _ in range(25)]
     assert results[0].loss == pytest.approx(math.log(4096), abs=0.1)
@@ -105,7 +105,7 @@ def test_a_step_moves_every_visited_router_bias_by_the_speed():
 
 def test_balance_evens_out_the_load():
     def spread(speed):
-        work = trainer(steps=16, bias_speed=speed, learning_rate=1e-5)
+        work = trainer(steps=16, bias_speed=speed, learning_rate=1e-5, optimizer="adamw")
         with torch.no_grad():
             for layer in score_routed(work.model):
                 layer.gate.bias.copy_(torch.tensor([0.15, 0.0, 0.0, -0.15]))  # far beyond the spread of scores

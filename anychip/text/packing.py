@@ -42,6 +42,7 @@ class PackedBatches:
         if batch < 1:
             raise InputError(f"batch={batch} must be at least 1")
         self.rows, self.batch, self.seed = rows, batch, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)  # the epoch last asked for, and its order
 
     @property
     def digest(self) -> str:
@@ -59,7 +60,7 @@ class PackedBatches:
     def _row(self, number: int) -> int:
         """The number-th row that a run sees."""
         epoch, at = divmod(number, len(self.rows))
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch, self._order = epoch, shuffled(len(self.rows), f"{self.seed}/{epoch}")
         return int(self._order[at])
 
