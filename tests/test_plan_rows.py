@@ -156,6 +156,15 @@ def test_the_command_answers_fit_and_train_in_json() -> None:
     assert found["plans"][0]["step"]["kind"] == "simulated" and found["plans"][0]["memory"]["fits"]
 
 
+def test_two_plans_become_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: Validation) -> None:
+    monkeypatch.setattr("anychip.plan.page.validate", lambda folds: judged)
+    code, _ = run("train", "llama3-8b", "--chips", "8xh100", "--vs", "8xb200", "--batch", "262144", "--layout",
+                  "PP2 MBS1 recompute=full", "--precision", "bf16", "--html", str(tmp_path / "plan.html"))
+    page = (tmp_path / "plan.html").read_text()
+    assert code == 0 and page.count("<svg") == 2 and page.count('fill="#4477aa"') == 2 * 2 * 16
+    assert "simulated" in page and "less time" in page and "<script" not in page and "http" not in page
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (("fit", "v4-flash", "--chips", "8xh100", "--weights", "fp5"), "no weight format 'fp5'"),
     (("train", "v4-flash", "--chips", "64xh100", "--batch", "1000"), "not a whole number of sequences"),

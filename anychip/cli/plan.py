@@ -84,6 +84,7 @@ def train(
     vs: Annotated[str | None, typer.Option(help="A second cluster to compare with, e.g. 64xh100.")] = None,
     tokens: Annotated[float, typer.Option(help="Tokens of the whole run, for time and money.")] = 1e12,
     trace: Annotated[Path | None, typer.Option(help="Write the step's Chrome trace here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the plans here.")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Plan a training step: the best layout or a given one, where its time goes, and its memory.
@@ -93,7 +94,7 @@ def train(
     from ..plan.cluster import parse_cluster
     from ..plan.models import find_model
     from ..plan.train import TrainJob, global_batch
-    from .plan_more import compare_runs
+    from .plan_more import compare_runs, write_report
 
     found_model = find_model(model)
     planned = []
@@ -106,6 +107,8 @@ def train(
     compared = compare_runs(plans, tokens, quiet=as_json)
     if trace is not None:
         _write_trace(plans[0], trace)
+    if html is not None:
+        write_report(plans, optimizer, compared.get("answer", ""), html)
     if as_json:
         print_json({"plans": documents, "run": compared})
 

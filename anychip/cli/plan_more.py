@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,6 +47,19 @@ def compare_runs(plans: Sequence[TrainPlan], tokens: float, *, quiet: bool) -> d
         if not quiet:
             typer.echo(sentence)
     return document
+
+
+def write_report(plans: Sequence[TrainPlan], optimizer: str, answer: str, path: Path) -> None:
+    """Write the plans' page, with the memory of each."""
+    from ..plan.memory import train_memory
+    from ..plan.models import find_model
+    from ..plan.page import write_page
+    from .terminal import stderr
+
+    memories = [train_memory(find_model(plan.model), plan.cluster, plan.parallel, plan.job, optimizer)
+                for plan in plans]
+    write_page(plans, memories, answer, path)
+    stderr().print(f"wrote {path}")
 
 
 def _run_text(one: Any, tokens: float) -> str:

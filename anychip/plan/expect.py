@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .rows import Row, Unusable, read_rows, row_cluster, row_model
-from .serve import ServePlan
+from .serve import ServePlan, bound_seconds
 from .train import TrainPlan
 from .validate import GROUPS, validate
 
@@ -65,7 +65,7 @@ def roofline_bound(plan: TrainPlan | ServePlan) -> float:
     if isinstance(plan, TrainPlan):
         peak = facts.peak_flops_per_s[plan.job.precision]
         return plan.job.tokens * peak / plan.model_flops
-    return plan.tokens_per_s_device * plan.step_s / plan.bound_s
+    return plan.tokens_per_s_device * plan.step_s / bound_seconds(plan.work, plan.cluster, plan.serving)
 
 
 def best_published(plan: TrainPlan | ServePlan, task: str) -> Published | None:

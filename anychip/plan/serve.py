@@ -7,7 +7,7 @@ many with the MTP block; `accepted` of them stay on average.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..errors import InputError, NotSupported
 from .cluster import Cluster
@@ -65,7 +65,7 @@ class ServePlan:
     load: float
     bound: str
     token_s: float  # between two tokens of one user; prefill: to the first token
-    bound_s: float = 0.0  # the step if every call took no longer than its FLOPs at peak or its bytes at full bandwidth
+    work: Work = field(repr=False)
 
     @property
     def tokens_per_s_device(self) -> float:
@@ -95,8 +95,7 @@ def plan_decode(model: Model, cluster: Cluster, serving: Serving, traffic: Traff
     step = sum(parts.values())
     tokens = traffic.sequences * (1 + traffic.accepted)
     return ServePlan(model.name, cluster, serving, "decode", step, tokens / step, parts, load,
-                     max(parts, key=lambda name: parts[name]), step / (1 + traffic.accepted),
-                     bound_seconds(work, cluster, serving))
+                     max(parts, key=lambda name: parts[name]), step / (1 + traffic.accepted), work)
 
 
 def plan_prefill(model: Model, cluster: Cluster, serving: Serving, length: int, tokens_per_device: int, *,
@@ -122,7 +121,7 @@ def plan_prefill(model: Model, cluster: Cluster, serving: Serving, length: int, 
         parts["coming and going"] = sum(parts.values()) * (c["serve.online"] - 1)
     step = sum(parts.values())
     return ServePlan(model.name, cluster, serving, "prefill", step, tokens / step, parts, load,
-                     max(parts, key=lambda name: parts[name]), step, bound_seconds(work, cluster, serving))
+                     max(parts, key=lambda name: parts[name]), step, work)
 
 
 def serve_rates(cluster: Cluster, serving: Serving, c: Constants) -> Rates:
