@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import AnychipError, KernelError
 from . import cache
-from .diagnose import definition, from_bishengir, notes
+from .diagnose import definition, from_bishengir, notes, of_doubles
 from .frontend import check_arguments, content, linalg, triton_ir
 from .memory import MemoryUse, memory_uses
 from .targets import Target, find_target
@@ -98,7 +98,20 @@ def _stages(toolchain: Toolchain, fn: Any, signature: dict[str, str], constants:
             options: CompileOptions) -> dict[str, Any]:
     name = fn.fn.__name__
     ttir = triton_ir(fn, signature, constants, target)
-    lowered = linalg(toolchain, ttir, name, target)
+    try:
+        lowered = linalg(toolchain, ttir, name, target)
+        hivm, stderr = _hivm(toolchain, lowered, name, (target, options, constants))
+    except KernelError as error:
+        raise of_doubles(error, ttir, name, target) from error
+    return {"ttir": ttir, "linalg": lowered, "hivm": hivm, "core_type": _core_type(hivm, name),
+            "memory": {space: asdict(use) for space, use in memory_uses(ttir, hivm, target).items()},
+            "notes": notes(stderr)}
+
+
+def _hivm(toolchain: Toolchain, lowered: str, name: str,
+          asked: tuple[Target, CompileOptions, dict[str, Any]]) -> tuple[str, str]:
+    """The final HIVM program, and what the compiler said. Raises KernelError."""
+    target, options, constants = asked
     command = [str(toolchain.binaries / target.compiler), *_flags(target, options)]
     # The compiler's last step, the external hivmc, is not public: it "fails" there, and a5 would then try again with
     # other options. Everything before it has succeeded by then.
@@ -106,9 +119,7 @@ def _stages(toolchain: Toolchain, fn: Any, signature: dict[str, str], constants:
     hivm = _dumped(output.stderr)
     if hivm is None:
         raise from_bishengir(output, name, target, constants)
-    return {"ttir": ttir, "linalg": lowered, "hivm": hivm, "core_type": _core_type(hivm, name),
-            "memory": {space: asdict(use) for space, use in memory_uses(ttir, hivm, target).items()},
-            "notes": notes(output.stderr)}
+    return hivm, output.stderr
 
 
 def _flags(target: Target, options: CompileOptions) -> list[str]:

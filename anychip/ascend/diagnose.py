@@ -55,6 +55,14 @@ def from_adapter(output: Output, name: str, target: Target) -> KernelError:
     return _from_tool("triton-adapter-opt", output, name, target)
 
 
+def of_doubles(error: KernelError, ttir: str, name: str, target: Target) -> KernelError:
+    """Return the error that says fp64 where a kernel that uses it failed in the compilers, in whatever words."""
+    if error.kind not in ("crash", "unsupported", "other") or not re.search(r"\bx?f64\b|<f64>", ttir):
+        return error
+    return _error(name, target, "unsupported", error.place, "it uses fp64, which the compiler cannot take",
+                  "the chip has no fp64; use fp32")
+
+
 def from_bishengir(output: Output, name: str, target: Target, constants: dict[str, Any]) -> KernelError:
     """Return the error of bishengir-compile: memory that is too small, a refusal, or a crash."""
     found = OVERFLOW.findall(output.stderr)
