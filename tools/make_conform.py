@@ -10,16 +10,23 @@ packed samples are given the values of the whole pass of each text, not those of
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from anychip.conform.cases import TOP, Case, Suite, run, write
+from anychip.conform.layers import KINDS as LAYER_KINDS
+from anychip.conform.layers import LayerCase, layer_input, run_layer, write_layers
 from anychip.conform.weights import SETS, WeightSet, weight_set
 from anychip.gap.golden import InDouble
 from anychip.model import Transformer
 from anychip.text import corpus
 
 OUT = "anychip/conform/golden.safetensors"
+OUT_LAYERS = "anychip/conform/golden_layers.safetensors"
+LAYER_TOKENS, LAYER_SURE = 270, 2e-6  # relative rms of a row between fp32 and float64
+LAYER_POSITIONS = (0, 2, 3, 126, 127, 128, 254, 255, 269)
 SURE = 5e-5  # nats: the largest of the 21 values' differences between fp32 and float64
 POSITIONS = 24  # of a case, at most
 SHORT, EDGE, LIMIT, LONG = "short text", "window and HCA edge (128)", "indexer limit (256)", "long text"
@@ -42,6 +49,25 @@ def main() -> None:
         for case in suites[-1].cases:
             print(f"{name:9} {case.name:28} {len(case.tokens):5} tokens, {len(case.positions):3} positions")
     write(OUT, suites)  # type: ignore[arg-type]
+    write_layers(Path(OUT_LAYERS), [(weight_set(name), _layers(weight_set(name))) for name in SETS])
+
+
+def _layers(chosen: WeightSet) -> list[LayerCase]:
+    """The first layer of each kind, on a text that is longer than the indexer's limit."""
+    ids = tuple(chosen.tokenizer.encode(corpus.load("validation"))[:LAYER_TOKENS])
+    model, double = chosen.model(), chosen.model().double()
+    streams = layer_input(chosen.weights["embed.weight"], ids, chosen.config.hc_mult)
+    found = []
+    for ratio, kind in LAYER_KINDS.items():
+        index = chosen.config.compress_ratios.index(ratio)
+        output = run_layer(model, index, streams, ids)
+        with InDouble():
+            exact = run_layer(double, index, streams.double(), ids)
+        error = ((output - exact).square().mean((1, 2)) / exact.square().mean((1, 2))).sqrt()
+        kept = torch.tensor([p for p in LAYER_POSITIONS if error[p] <= LAYER_SURE])
+        print(f"{chosen.name:9} layer {index} ({kind}): {len(kept)} positions, off by {float(error[kept].max()):.1e}")
+        found.append(LayerCase(index, kind, ids, kept, output[kept].float()))
+    return found
 
 
 def _cases(chosen: WeightSet) -> list[Case]:

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..ops import COSTS
 from .cases import KINDS, Case, picked
 from .judge import Seen, Unable, Wrong
+from .layers import ASKS
 
 _ASKS = {"whole": "logits(ids) -> [T, V]", "chunked": "chunked(chunks) -> [T, V] over all chunks' tokens",
          "packed": "packed(samples) -> [T, V] over all samples' tokens",
@@ -73,15 +74,21 @@ def open_file(path: Path) -> ModuleType:
         raise InputError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
-    if not functions_of(module) and not ops_of(module):
-        raise InputError(f"{path} defines nothing to judge. A model: {'; '.join(_ASKS.values())}. Ops, by name: "
-                         + ", ".join(COSTS))
+    if not functions_of(module) and not ops_of(module) and layer_of(module) is None:
+        model = "; ".join((*_ASKS.values(), ASKS))
+        raise InputError(f"{path} defines nothing to judge. A model: {model}. Ops, by name: {', '.join(COSTS)}")
     return module
 
 
 def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """Return the file's functions that run a model."""
     return {name: getattr(module, name) for name in KINDS.values() if callable(getattr(module, name, None))}
+
+
+def layer_of(module: ModuleType) -> Callable[..., Any] | None:
+    """Return the file's function that runs one layer, where it has one."""
+    found = getattr(module, "layer", None)
+    return found if callable(found) else None
 
 
 def ops_of(module: ModuleType) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from ..errors import BundleError
 from . import peer
 from .cases import Suite, shipped
 from .judge import Outcome, Tested, judge
+from .layers import judge_layers
 from .likeness import Signatures, likeness
-from .logits import Functions, functions_of, open_file, ops_of
+from .logits import Functions, functions_of, layer_of, open_file, ops_of
 from .report import Report, as_words
 from .rounding import roundings
 from .user_ops import judge_ops
@@ -29,7 +30,7 @@ _ROUNDED = "text of 320"  # the case that roundings are traced on
 
 
 def judge_file(path: Path, sets: Sequence[str], dtype: str, naming: str, tell: Tell) -> Report:
-    """Judge a Python file's model functions on the sets and its ops on hard inputs.
+    """Judge a Python file's model functions and its layers on the sets, and its ops on hard inputs with gradients.
 
     Where the file defines `load(folder)`, it is called with each set's exported weights (in `naming`) before them.
     """
@@ -39,10 +40,14 @@ def judge_file(path: Path, sets: Sequence[str], dtype: str, naming: str, tell: T
         rows, words = judge_ops(path, ops_of(module), dtype)
         report.rows.extend(rows)
         report.likely.update({"ops": words} if words else {})
-    if functions_of(module):
-        for name in sets:
-            chosen, suite = _opened(name)
-            _judge_set(report, (chosen, suite), _loaded(module, chosen, naming), tell)
+    layer = layer_of(module)
+    for name in sets if functions_of(module) or layer is not None else ():
+        chosen, suite = _opened(name)
+        functions = _loaded(module, chosen, naming)
+        if layer is not None:
+            report.rows.extend(judge_layers(layer, chosen, dtype, tell))
+        if functions.found:
+            _judge_set(report, (chosen, suite), functions, tell)
     return report
 
 

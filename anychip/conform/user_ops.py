@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chips import open_chip
+from ..chips import Chip, open_chip
 from ..chips.patched import open_patched
 from ..faults import list_faults
 from ..gap.cases import Case, op_cases
@@ -27,21 +27,37 @@ _SEED = 0
 def judge_ops(path: Path, ops: Sequence[str], dtype: str) -> tuple[list[Row], list[str]]:
     """Return a verdict for each hard case of the ops that a file defines, and the faults that failures resemble.
 
-    Forward only. Allowed is the larger of what the format explains for one op and 8 times the case's own floor.
+    Results and gradients; an op whose result carries no gradient is judged forward, and said to be. Allowed is the
+    larger of what the format explains for one op and 8 times the case's own floor.
     Raises ChipError where an op takes other arguments than the seam's.
     """
     precision = _PRECISION[dtype]
     chip = replace(open_patched(str(path), open_chip("cpu:reference")), precision=precision)
-    rows = []
-    for found in record_op_level(chip, _SEED, ops, backward=False):
-        allowed = max(EXPLAINED[precision], FLOORS * found["floor"])
-        fine = found["error"] <= allowed
-        rows.append(Row("hard inputs", f"op {found['op']}", found["case"], "pass" if fine else "FAIL", found["error"],
-                        allowed, note=found["of"], unit="relative rms"))
+    rows = [row for op in ops for row in _rows(chip, op, precision)]
     wrong = {(row.part.removeprefix("op "), row.case) for row in rows if row.verdict == "FAIL"}
     failed = [case for case in op_cases(_SEED) if (case.op, case.name) in wrong and case.op not in CHOICES]
     likely = sorted((one for case in failed for one in _likely(chip.ops(), case)), key=lambda one: one.left)
     return rows, [str(one) for one in {one.fault: one for one in reversed(likely)}.values()][::-1]
+
+
+def _rows(chip: Chip, op: str, precision: str) -> list[Row]:
+    """Verdicts on one op, forward and backward."""
+    skipped = []
+    try:
+        found = record_op_level(chip, _SEED, (op,))
+    except RuntimeError as error:  # torch's, where a result hangs on no input: "does not require grad"
+        if "grad" not in str(error):
+            raise
+        found = record_op_level(chip, _SEED, (op,), backward=False)
+        skipped = [Row("hard inputs", f"op {op}", "gradients", "skipped", note="its result carries no gradient: write "
+                       "it in torch, or as a torch.autograd.Function")]
+    rows = []
+    for one in found:
+        allowed = max(EXPLAINED[precision], FLOORS * one["floor"])
+        case = one["case"] if one["direction"] == "forward" else f"{one['case']}: gradient"
+        rows.append(Row("hard inputs", f"op {op}", case, "pass" if one["error"] <= allowed else "FAIL", one["error"],
+                        allowed, note=one["of"], unit="relative rms"))
+    return rows + skipped
 
 
 @torch.no_grad()
