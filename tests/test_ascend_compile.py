@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anychip.ascend import CompileOptions, MemoryUse, compile_kernel, find_target, list_targets, toolchain
+from anychip.ascend import CompileOptions, MemoryUse, cache, compile_kernel, find_target, list_targets, toolchain
 from anychip.errors import ChipError, KernelError, NotSupported
 
 needs_compiler = pytest.mark.skipif(
@@ -178,3 +178,14 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, missing, words):
     with pytest.raises(NotSupported, match=r"pip install 'anychip\[ascend\]'"):
         toolchain.find_toolchain()
     toolchain.find_toolchain.cache_clear()
+
+
+def test_the_cache_forgets_what_was_used_least_recently(tmp_path):
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        cache.keep(tmp_path / name, b"x" * 100)
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "half.part").write_bytes(b"x" * 1000)  # another process writes it
+    (tmp_path / "checked").mkdir()
+    assert cache.read(tmp_path / "oldest") == b"x" * 100 and cache.read(tmp_path / "none") == b""
+    cache.keep(tmp_path / "now", b"y" * 50, limit_bytes=260)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checked", "half.part", "newest", "now", "oldest"]

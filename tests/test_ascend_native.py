@@ -131,7 +131,7 @@ def test_wrong_arguments_are_refused_all_at_once():
 
 @needs_compiler
 def test_a_kernel_is_built_once_and_kept_by_content(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "native")
+    monkeypatch.setattr(native.cache, "cache_folder", lambda kind="ascend": tmp_path / kind)
     args = {"x": torch.ones(64), "out": torch.zeros(64), "factor": 3.0, "n": 64}
     run("scaled", args, {"BLOCK": 64})
     monkeypatch.setattr(native, "lower", None)  # a second build would call it

@@ -140,7 +140,7 @@ def test_a_file_without_examples_is_refused(tmp_path):
 
 @needs_compiler
 def test_the_list_says_what_the_last_check_of_the_present_kernel_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("anychip.ascend.cache.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("anychip.ascend.cache.cache_folder", lambda kind="": tmp_path / kind)
 
     def state():
         rows = json.loads(CliRunner().invoke(build(), ["kernels", "--json"]).stdout)

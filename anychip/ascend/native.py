@@ -8,14 +8,11 @@ outside a tensor is an access to this process's memory.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.metadata
-import os
 import struct
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
-import platformdirs
 import torch
 from torch import Tensor
 
 from ..errors import InputError, NotSupported
 from ..kernels.example import TYPES
+from . import cache
 from .native_build import ENTRY, build_object, target_machine
 from .native_lower import lower
 from .toolchain import INSTALL, find_toolchain
@@ -116,22 +113,17 @@ def native(kernel: CompiledKernel) -> Native:
     from llvmlite import binding
 
     _check_installed()
-    path = cache_folder() / f"{kernel.name}-{_key(kernel)}.o"
-    code = path.read_bytes() if path.is_file() else b""
+    path = cache.cache_folder("native") / f"{kernel.name}-{_key(kernel)}.o"
+    code = cache.read(path)
     if not code:
         dialect = lower(kernel.linalg, find_toolchain().binaries / "bishengir-opt")
         code = build_object(dialect, kernel.name, len(kernel.signature))
-        _keep(path, code)
+        cache.keep(path, code)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine())
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     entry = _ENTRY_TYPE(engine.get_function_address(ENTRY))
     return Native(kernel.name, dict(kernel.signature), "GenericAtomic" in kernel.linalg, entry, engine)
-
-
-def cache_folder() -> Path:
-    """Return the folder that holds kernels built for this processor."""
-    return Path(platformdirs.user_cache_dir("anychip"), "native")
 
 
 def _check_installed() -> None:
@@ -155,13 +147,3 @@ def _builder() -> str:
 def _key(kernel: CompiledKernel) -> str:
     parts = (_builder(), kernel.name, repr(dict(kernel.signature)), kernel.linalg)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _keep(path: Path, code: bytes) -> None:
-    """Write a file in one step: another process sees all of it or nothing. A full or read-only disk is no error."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(code)
-        os.replace(temporary, path)

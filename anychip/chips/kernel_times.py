@@ -62,7 +62,7 @@ class KernelTimes:
             return CallTime(reason="it has no kernel")
         if num_tokens(op, arguments) == 0:
             return CallTime(0.0, 0.0)  # no kernel is started
-        folder = cache.cache_folder().parent / "times"
+        folder = cache.cache_folder("times")
         call = (op, repr(_shape((arguments, named))), str(self.dtype), str(backward))
         if call not in self._known:
             key = cache.digest(self._versions, *call)
