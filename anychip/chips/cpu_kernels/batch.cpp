@@ -54,7 +54,7 @@ void read_streams(const Layer& q, const float* fn, const float* base, const floa
         const int64_t count = std::min<int64_t>(8, q.to() - t);
         anychip_hc_pre_mixed(n, count, w.d, w.iters, w.hc_eps, w.eps, q.b.streams + t * width, base, scale, q.s.mix + t * m,
                              q.s.x + t * w.d, q.s.post + t * n, q.s.comb + t * n * n);
-        anychip_norm_rope(count, w.d, 1, 0, w.eps, q.s.x + t * w.d, norm, nullptr, nullptr, q.s.normed + t * w.d, nullptr);
+        norm_rope(count, w.d, 1, 0, w.eps, q.s.x + t * w.d, norm, nullptr, nullptr, q.s.normed + t * w.d);
     }
     q.crew.sync();
 }
@@ -81,8 +81,8 @@ void project(const Layer& q, bool sparse) {
     for (int64_t t = q.from(); t < q.to(); t++) {
         const int64_t p = q.order.position[t];
         float *latent = q.s.latent + t * w.latent, *kv = q.s.kv + t * w.channels;
-        anychip_norm_rope(1, w.latent, 1, 0, w.eps, latent, w.q_norm, nullptr, nullptr, latent, nullptr);
-        anychip_norm_rope(1, w.channels, 1, q.m.half, w.eps, kv, w.kv_norm, q.cos(p), q.sin(p), kv, nullptr);
+        norm_rope(1, w.latent, 1, 0, w.eps, latent, w.q_norm, nullptr, nullptr, latent);
+        norm_rope(1, w.channels, 1, q.m.half, w.eps, kv, w.kv_norm, q.cos(p), q.sin(p), kv);
         store_as_fp8(q, kv, w.channels);
     }
     q.crew.sync();
@@ -109,7 +109,7 @@ void pool_window(const Layer& q, const Pool& p, const Closing& c, std::vector<fl
     anychip_compress(1, ratio, p.channels, width, value, gate, p.ape, &first, q.csa() ? &previous : nullptr, pooled, nullptr);
     const int64_t position = c.entry * ratio;
     float* entry = q.entry(c.sequence, c.entry, p.entry_at, p.channels);
-    anychip_norm_rope(1, p.channels, 1, q.m.half, q.w.eps, pooled, p.norm, q.cos(position), q.sin(position), entry, nullptr);
+    norm_rope(1, p.channels, 1, q.m.half, q.w.eps, pooled, p.norm, q.cos(position), q.sin(position), entry);
     p.indexer ? store_as_fp4(q, entry, p.channels) : store_as_fp8(q, entry, p.channels);
 }
 
@@ -197,8 +197,8 @@ void embed(const Layer& q) {
 void join_next(const Layer& q) {
     const int64_t n = q.w.streams, d = q.w.d, T = q.b.tokens;
     for (int64_t t = q.from(); t < q.to(); t++) {
-        anychip_norm_rope(n, d, 1, 0, q.w.eps, q.b.streams + t * n * d, q.m.hnorm, nullptr, nullptr, q.s.streams + t * n * d, nullptr);
-        anychip_norm_rope(1, d, 1, 0, q.w.eps, q.m.embed + q.b.ids[t] * d, q.m.enorm, nullptr, nullptr, q.s.x + t * d, nullptr);
+        norm_rope(n, d, 1, 0, q.w.eps, q.b.streams + t * n * d, q.m.hnorm, nullptr, nullptr, q.s.streams + t * n * d);
+        norm_rope(1, d, 1, 0, q.w.eps, q.m.embed + q.b.ids[t] * d, q.m.enorm, nullptr, nullptr, q.s.x + t * d);
     }
     q.crew.sync();
     const Product streams = q.product(q.m.h_proj, q.s.streams, d, d, q.b.streams), next = q.product(q.m.e_proj, q.s.x, d, d, q.s.y);
@@ -219,7 +219,7 @@ void logits(const Layer& q, const float* fn, const float* base, const float* sca
     float mix[8], rms[8];
     for (int64_t r = q.crew.from(R); r < q.crew.to(R); r++) {
         anychip_hc_head(n, 1, d, q.w.hc_eps, q.w.eps, q.b.streams + q.b.rows[r] * n * d, fn, base, scale, q.s.x + r * d, mix, rms);
-        anychip_norm_rope(1, d, 1, 0, q.w.eps, q.s.x + r * d, norm, nullptr, nullptr, q.s.normed + r * d, nullptr);
+        norm_rope(1, d, 1, 0, q.w.eps, q.s.x + r * d, norm, nullptr, nullptr, q.s.normed + r * d);
     }
     q.crew.sync();
     const Product head = q.product(q.m.head, q.s.normed, q.m.vocab, d, q.b.logits);
@@ -253,12 +253,13 @@ extern "C" void anychip_batch(const BatchModel* model, const BatchState* state, 
     std::vector<std::atomic<int64_t>> counters(end - begin);
 #pragma omp parallel num_threads(threads)
     {
+        thread_local Spare own;  // kept from pass to pass
         const Crew crew{omp_get_thread_num(), omp_get_num_threads(), counters.data()};
         for (int64_t i = begin; i < end; i++) {
             Arena arena{memory};
             const Memory s(arena, *m.blocks[i], batch->tokens, most, few);
             const Layer q{m, *m.blocks[i], *state, state->layers[i], *batch, order, s, crew, i - begin, few};
-            Spare own(q.w, q.csa() ? most : 0, few);
+            own.fit(q.w, q.csa() ? most : 0, few);
             if (i == begin) mtp ? join_next(q) : embed(q);
             run_layer(q, most, own);
             if (i + 1 < end || !batch->wanted) continue;

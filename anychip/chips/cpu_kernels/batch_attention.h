@@ -16,12 +16,14 @@ struct Spare {
     std::vector<uint32_t> keys, ties;
     std::vector<int32_t> selected;
 
-    explicit Spare(const BlockWeights& w, int64_t most, bool few) {
+    // Room for one more kind of layer.
+    void fit(const BlockWeights& w, int64_t most, bool few) {
         const int64_t heads = (w.index_heads + INDEX_LANES - 1) / INDEX_LANES * INDEX_LANES;
-        query.resize(w.heads * w.channels), panel.resize(w.channels * 8);
-        parts.resize((w.heads + 7) / 8 * 2 * 8 * (w.channels + 2));
-        index_panel.resize(heads * w.index_channels), index_query.resize(w.index_heads * w.index_channels);
-        index_weight.resize(w.index_heads), index_score.resize(few ? 0 : most), selected.resize(w.index_topk);
+        const auto grow = [](auto& memory, int64_t size) { if ((int64_t)memory.size() < size) memory.resize(size); };
+        grow(query, w.heads * w.channels), grow(panel, w.channels * 8);
+        grow(parts, (w.heads + 7) / 8 * 2 * 8 * (w.channels + 2));
+        grow(index_panel, heads * w.index_channels), grow(index_query, w.index_heads * w.index_channels);
+        grow(index_weight, w.index_heads), grow(index_score, few ? 0 : most), grow(selected, w.index_topk);
     }
 };
 
@@ -91,14 +93,14 @@ void join(const Layer& q, int64_t head, const float* parts, float* out) {
 
 void turn_query(const Layer& q, int64_t t, Spare& o) {
     const int64_t p = q.order.position[t], size = q.w.heads * q.w.channels;
-    anychip_norm_rope(q.w.heads, q.w.channels, q.w.heads, q.m.half, q.w.eps, q.s.query + t * size, nullptr, q.cos(p), q.sin(p),
-                      o.query.data(), nullptr);
+    norm_rope(q.w.heads, q.w.channels, q.w.heads, q.m.half, q.w.eps, q.s.query + t * size, nullptr, q.cos(p), q.sin(p),
+                      o.query.data());
 }
 
 void finish(const Layer& q, int64_t t, const float* parts, Spare& o) {
     const int64_t p = q.order.position[t], C = q.w.channels, step = 2 * 8 * (C + 2);
     for (int64_t g = 0; g * 8 < q.w.heads; g++) join(q, g * 8, parts + g * step, o.query.data());
-    anychip_rope(q.w.heads, C, q.w.heads, q.m.half, -1.0f, o.query.data(), q.cos(p), q.sin(p), q.s.turned + t * q.w.heads * C);
+    rope(q.w.heads, C, q.m.half, -1.0f, o.query.data(), q.cos(p), q.sin(p), q.s.turned + t * q.w.heads * C);
 }
 
 void attend_part(const Layer& q, int64_t t, int64_t part, const int32_t* selected, Spare& o, float* parts) {
@@ -110,7 +112,7 @@ void attend_part(const Layer& q, int64_t t, int64_t part, const int32_t* selecte
 // The indexer's query and weights of a token, ready for scores.
 void index_query(const Layer& q, int64_t t, Spare& o) {
     const int64_t H = q.w.index_heads, C = q.w.index_channels, p = q.order.position[t];
-    anychip_rope(H, C, H, q.m.half, 1.0f, q.s.index_query + t * H * C, q.cos(p), q.sin(p), o.index_query.data());
+    rope(H, C, q.m.half, 1.0f, q.s.index_query + t * H * C, q.cos(p), q.sin(p), o.index_query.data());
     for (int64_t h = 0; h < H; h++) o.index_weight[h] = q.s.proj[t * H + h] * (float)q.w.index_scale;
     for (int64_t h = 0; h < H; h += INDEX_LANES)
         to_panel(o.index_query.data() + h * C, std::min(INDEX_LANES, H - h), C, o.index_panel.data() + h * C);

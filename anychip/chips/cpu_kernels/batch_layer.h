@@ -1,6 +1,7 @@
 // One layer of a pass: its weights, its state, and the memory that its steps hand to each other.
 #pragma once
 #include "batch_product.h"
+#include "norm.h"
 
 extern "C" {
 void anychip_hc_pre_mixed(int, int64_t, int64_t, int, float, float, const float*, const float*, const float*, const float*,
@@ -8,15 +9,25 @@ void anychip_hc_pre_mixed(int, int64_t, int64_t, int, float, float, const float*
 void anychip_hc_post(int, int64_t, int64_t, const float*, const float*, const float*, const float*, float*);
 void anychip_hc_head(int, int64_t, int64_t, float, float, const float*, const float*, const float*, const float*, float*,
                      float*, float*);
-void anychip_norm_rope(int64_t, int64_t, int, int, float, const float*, const float*, const float*, const float*, float*,
-                       float*);
-void anychip_rope(int64_t, int64_t, int, int, float, const float*, const float*, const float*, float*);
 void anychip_compress(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const int32_t*,
                       const int32_t*, float*, float*);
 void anychip_route(int64_t, int64_t, int64_t, const float*, const float*, const int64_t*, int64_t*, float*);
 }
 
 namespace {
+
+// As anychip_norm_rope and anychip_rope, by this thread alone: a parallel region within one costs more than a row.
+INLINE void norm_rope(int64_t count, int64_t channels, int heads, int half, float eps, const float* x, const float* weight,
+                      const float* cos, const float* sin, float* y) {
+    const Rows r = {count, channels, heads, half, eps, 1.0f, cos, sin};
+    for (int64_t row = 0; row < count; row++) norm_rope_row(r, row, x, weight, y);
+}
+
+INLINE void rope(int64_t count, int64_t channels, int half, float sign, const float* x, const float* cos, const float* sin,
+                 float* y) {
+    const Rows r = {count, channels, (int)count, half, 0.0f, sign, cos, sin};
+    for (int64_t row = 0; row < count; row++) rope_row(r, row, x, y);
+}
 
 // Shared by the threads; every step writes its own tokens' rows.
 struct Memory {

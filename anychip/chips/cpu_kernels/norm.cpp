@@ -1,42 +1,13 @@
 // RMS normalisation and rotary embedding of rows of C channels, forward and backward, each in one pass.
 // A row belongs to token row / heads; the last 2 * half channels are rotated in interleaved pairs. half may be 0.
-#include <cmath>
 #include <omp.h>
 
-#include "simd.h"
+#include "norm.h"
 
 namespace {
 
-struct Rows {
-    int64_t count, channels;
-    int heads, half;
-    float eps, sign;  // sign -1 rotates back
-    const float *cos, *sin;
-};
-
 // Below this many elements one thread is faster than waking the others.
 INLINE bool worth_threads(const Rows& r) { return r.count * r.channels > 32768; }
-
-// out[.] = the rotation of in[.] for one row's tail (may be the same memory).
-INLINE void rotate(const float* in, float* out, int64_t token, const Rows& r, float sign) {
-    const float *c = r.cos + token * r.half, *s = r.sin + token * r.half;
-    for (int i = 0; i < r.half; i++) {
-        const float even = in[2 * i], odd = in[2 * i + 1], turn = sign * s[i];
-        out[2 * i] = even * c[i] - odd * turn;
-        out[2 * i + 1] = odd * c[i] + even * turn;
-    }
-}
-
-void norm_row(const float* x, const float* weight, float scale, int64_t n, float* y) {
-    int64_t i = 0;
-    if (weight) {
-        for (; i + 8 <= n; i += 8) store8(y + i, load8(weight + i) * (load8(x + i) * scale));
-        for (; i < n; i++) y[i] = weight[i] * (x[i] * scale);
-    } else {
-        for (; i + 8 <= n; i += 8) store8(y + i, load8(x + i) * scale);
-        for (; i < n; i++) y[i] = x[i] * scale;
-    }
-}
 
 // dx = rms (dy w - x rms^2 mean(dy w x)); dw += dy x rms. `dy` is the gradient before the rotation was undone.
 void norm_row_back(const float* x, const float* weight, const float* dy, float rms, int64_t n, float* dx, float* dw) {
@@ -69,15 +40,10 @@ extern "C" {
 void anychip_norm_rope(int64_t count, int64_t channels, int heads, int half, float eps, const float* x,
                        const float* weight, const float* cos, const float* sin, float* y, float* kept) {
     const Rows r = {count, channels, heads, half, eps, 1.0f, cos, sin};
-    const int64_t tail = channels - 2 * half;
 #pragma omp parallel for schedule(static) if (worth_threads(r))
     for (int64_t row = 0; row < count; row++) {
-        const float* in = x + row * channels;
-        float* out = y + row * channels;
-        const float rms = 1.0f / std::sqrt(dot(in, in, channels) / channels + eps);
+        const float rms = norm_rope_row(r, row, x, weight, y);
         if (kept) kept[row] = rms;
-        norm_row(in, weight, rms, channels, out);
-        rotate(out + tail, out + tail, row / heads, r, 1.0f);
     }
 }
 
@@ -118,13 +84,7 @@ void anychip_norm_rope_back(int64_t count, int64_t channels, int heads, int half
 void anychip_rope(int64_t count, int64_t channels, int heads, int half, float sign, const float* x, const float* cos,
                   const float* sin, float* y) {
     const Rows r = {count, channels, heads, half, 0.0f, sign, cos, sin};
-    const int64_t tail = channels - 2 * half;
 #pragma omp parallel for schedule(static) if (worth_threads(r))
-    for (int64_t row = 0; row < count; row++) {
-        const float* in = x + row * channels;
-        float* out = y + row * channels;
-        std::memcpy(out, in, sizeof(float) * tail);
-        rotate(in + tail, out + tail, row / heads, r, sign);
-    }
+    for (int64_t row = 0; row < count; row++) rope_row(r, row, x, y);
 }
 }
