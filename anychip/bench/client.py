@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -153,3 +154,17 @@ def _usage(found: dict[str, Any], answer: Answer) -> None:
     if found.get("usage"):
         answer.prompt_tokens = found["usage"]["prompt_tokens"]
         answer.new_tokens = found["usage"]["completion_tokens"]
+
+
+def first_model(target: Target) -> str:
+    """Return the first model that a server lists. Raises InputError where it does not answer or lists none."""
+    host, port, root = target.parts()
+    request = urllib.request.Request(f"http://{host}:{port}{root}/models")
+    if target.key:
+        request.add_header("Authorization", f"Bearer {target.key}")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(json.loads(answer.read())["data"][0]["id"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{target.url} lists no models ({error}): is the server started, and does it want a key? "
+                         "--model NAME names one") from error

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import card, chips, conform, convert, doctor, eval, gap, generate, kernels, plan, serve, train
+from . import bench, card, chips, conform, convert, doctor, eval, gap, generate, kernels, plan, serve, train
 from .terminal import Commands, show_version
 
 
@@ -27,6 +27,8 @@ def build() -> typer.Typer:
     app.command("card")(card.card)
     app.add_typer(kernels.build(), name="kernels")
     app.add_typer(plan.build(), name="plan")
+    app.add_typer(bench.build(), name="bench")
+    app.command("soak")(bench.soak)
     return app
 
 
