@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class AnychipError(Exception):
-    """Base of every error that is the input's fault, not a bug: the command line prints it and exits with 2."""
+    """Base of every error that is the input's fault, not a bug: the command line prints it and exits with `exit_code`,
+    2 unless a run failed for another reason than its input."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class ConfigError(AnychipError):

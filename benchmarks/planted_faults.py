@@ -2,8 +2,9 @@
 
 Every planted fault runs on `nano` as `anychip gap --chips cpu,fault:NAME` records it (hard cases and guided runs);
 it is found where a place is named, and attributed where the likeliest place is the fault's own op or part. Then clean
-runs with fresh seeds and other texts, `cpu` against the definition and against itself: any place named is a false
-alarm. `python -m benchmarks.planted_faults [--clean 100] [--table docs/faults.md]` prints one JSON object last.
+runs with fresh seeds and other texts: `cpu` against the definition, against a second run of itself and against itself
+in another batch shape; any place named and any verdict of a real gap is a false alarm.
+`python -m benchmarks.planted_faults [--clean 100] [--table docs/faults.md]` prints one JSON object last.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from pathlib import Path
 import torch
 
 from anychip.chips import Chip, open_chip
-from anychip.faults import PARTS, list_faults
+from anychip.faults import PARTS, list_faults, list_unseen_faults
 from anychip.gap.bundle import Bundle
+from anychip.gap.compare import compare
 from anychip.gap.load import load_subject
-from anychip.gap.localise import Place
+from anychip.gap.numerics import record_model
 from anychip.gap.proof import Reference, places, record_guided, record_hard_cases
+from anychip.gap.record import record
+from anychip.gap.report.marks import Mark
+from anychip.gap.report.verdict import verdicts
 from anychip.gap.subject import Settings, Subject
+
+LEVELS = ("op", "layer", "model")
 
 
 def evidence(reference: Reference, chip: Chip) -> Bundle:
@@ -45,21 +52,37 @@ def judge_faults(subject: Subject) -> list[dict[str, object]]:
     return rows
 
 
-def clean_runs(subject: Subject, num: int) -> list[list[Place]]:
-    """Return the places named in clean runs: other seeds, other texts, the definition against the cpu chip."""
-    found = []
+def clean_runs(subject: Subject, num: int) -> list[list[str]]:
+    """Return the alarms of clean runs, each with its own seed and text: three comparisons a run.
+
+    The definition against the cpu chip; the cpu chip against a second run of itself; and against itself in another
+    batch shape (its sequences one by one). An alarm is a place that is named, or a verdict of a real gap.
+    """
+    small, found = replace(subject.settings, text_tokens=512, text_length=128, new_tokens=2), []
     for seed in range(1, num + 1):
-        text = subject.ids.roll(-97 * seed)
-        reference = Reference(replace(subject, ids=text, settings=replace(subject.settings, seed=seed)))
-        pair = [evidence(reference, open_chip(name)) for name in ("cpu:reference", "cpu")]
-        found.append(places(*pair))
+        reference = Reference(replace(subject, ids=subject.ids.roll(-97 * seed), settings=replace(small, seed=seed)))
+        chips = [open_chip(name) for name in ("cpu:reference", "cpu")]
+        definition, first, again = [record(reference, chip, levels=LEVELS) for chip in (*chips, chips[1])]
+        alone = Bundle(first.about, first.tables, dict(first.tensors))
+        record_model(reference.subject, chips[1], alone, at_once=1)
+        pairs = (definition, first), (first, again), (first, alone)
+        found.append([alarm for pair in pairs for alarm in alarms(*pair)])
+        print(f"clean {seed}: {found[-1] or 'silent'}", flush=True)
     return found
 
 
-def table(rows: list[dict[str, object]], clean: list[list[Place]]) -> str:
+def alarms(a: Bundle, b: Bundle) -> list[str]:
+    """Return what a comparison accuses b of."""
+    comparison = compare(a, b)
+    return [place.text for place in comparison.places] + [
+        f"{line.about}: {line.text()}" for line in verdicts(comparison) if line.mark is Mark.GAP]
+
+
+def table(rows: list[dict[str, object]], clean: list[list[str]]) -> str:
     """Return the page of docs/ that this command writes."""
     alarms = sum(bool(found) for found in clean)
-    lines = [PAGE.format(alarms=alarms, clean=len(clean), num=len(rows), **_shares(rows)),
+    lines = [PAGE.format(alarms=alarms, clean=len(clean), num=len(rows), **_shares(rows),
+                         unseen_num=len(list_unseen_faults()), unseen_first=FIRST_RUN),
              "| fault | what the port does wrong | like | named first |", "|---|---|---|---|"]
     for row in rows:
         fault, named = row["fault"], row["named"]
@@ -68,12 +91,19 @@ def table(rows: list[dict[str, object]], clean: list[list[Place]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+FIRST_RUN = "23 of 24 were found and 20 named rightly (96 % and 83 %)"  # commit 2643d97, before anything was mended
+
 PAGE = """# Planted faults
 
 Made by `python -m benchmarks.planted_faults`. Each fault is a small patch of one op or of the model around the ops
 (`anychip/faults/`), run on `nano` at default settings. Found: {found} of {num}. Named rightly (the op or the part of
 the model that was patched): {right} of {num}. Median time of one: {median:.1f} s, longest {longest:.1f} s. False
-alarms in {clean} clean runs with fresh seeds and other texts: {alarms}.
+alarms in {clean} clean runs with fresh seeds and other texts (each against the definition, against the same run again
+and against its sequences one by one): {alarms}.
+
+{unseen_num} of these faults were written without knowing how the localisation works, and run once: {unseen_first}. The
+hard cases then got runs of every length and batches of several samples, and the table of parts one part more; the
+figures above are after that, so for these faults too they are no longer blind.
 
 Try one: `anychip gap --chips cpu,fault:window-off-by-one`. Judge your own ops the same way:
 `anychip gap --chips cpu,patched:my_ops.py`, where `my_ops.py` defines functions named as the ops of `anychip/ops`:
@@ -112,9 +142,6 @@ def main() -> None:
         mark = "ok" if _right(row) else "WRONG" if named else "MISSED"
         print(f"{mark:7}{fault.name:34}{fault.part:18}{named.part if named else '-':18}{row['time_s']:.1f} s")  # type: ignore[attr-defined]
     clean = clean_runs(subject, options.clean)
-    for found in clean:
-        for place in found:
-            print(f"FALSE ALARM {place.text}")
     if options.table:
         options.table.write_text(table(rows, clean))
     print(json.dumps({"faults": len(rows), **_shares(rows), "clean": len(clean),

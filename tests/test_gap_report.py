@@ -165,7 +165,10 @@ def test_verdict_turns_times_into_speed():
 
 
 def test_command_that_reproduces_is_one_that_the_command_line_has():
-    assert command(comparison()) == "anychip gap --model nano --chips cpu,virtual:x1 --seed 7"
+    case = comparison()
+    assert command(case) == "anychip gap --model nano --chips cpu,virtual:x1 --seed 7"
+    other = replace(case, about_a={**case.about_a, "text": "my text.txt"}, levels=["op"])
+    assert command(other) == "anychip gap --model nano --chips cpu,virtual:x1 --text 'my text.txt' --seed 7 --level op"
     assert {"model", "chips", "seed"} <= set(gap_command.__annotations__)
 
 

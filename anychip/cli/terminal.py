@@ -27,7 +27,7 @@ CHECK_FAILED = 1
 
 
 class Commands(TyperGroup):
-    """Turns an AnychipError of any command into a message on stderr and exit code 2."""
+    """Turns an AnychipError of any command into a message on stderr and its exit code (2 for bad input)."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -35,7 +35,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except AnychipError as error:
             typer.echo(f"anychip: error: {error}", err=True)
-            raise typer.Exit(BAD_INPUT) from error
+            raise typer.Exit(error.exit_code) from error
 
 
 def show_version(wanted: bool) -> None:

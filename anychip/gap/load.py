@@ -29,4 +29,5 @@ def load_subject(model: str, text: Path | None, settings: Settings) -> Subject:
         raise InputError(f"the text has {len(ids)} tokens; {needed} are needed: give a longer text or fewer tokens")
     weights = {name: value.detach() for name, value in network.state_dict().items()}
     chosen = tuple(prompts().values())[:NUM_PROMPTS]
-    return Subject(model, network.config, weights, tokenizer, ids, chosen, settings)
+    return Subject(model, network.config, weights, tokenizer, ids, chosen, settings,
+                   None if text is None else str(text))

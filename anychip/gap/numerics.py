@@ -55,15 +55,21 @@ def record_layers(subject: Subject, chip: Chip, bundle: Bundle) -> None:
     bundle.tables["layers"], bundle.tables["num_calls"] = names, calls
 
 
-def record_model(subject: Subject, chip: Chip, bundle: Bundle) -> None:
-    """Teacher-forced run over real text: each token's loss and best guess, and full logits at some positions."""
+def record_model(subject: Subject, chip: Chip, bundle: Bundle, at_once: int | None = None) -> None:
+    """Teacher-forced run over real text: each token's loss and best guess, and full logits at some positions.
+
+    `at_once` sequences share a pass (None: all of them); it changes the batch's shape, not what is computed.
+    """
     settings = subject.settings
     ids = subject.ids[: settings.text_tokens + 1]
     inputs, targets = ids[:-1], ids[1:]
     lengths = [len(part) for part in inputs.split(settings.text_length)]
     model = subject.model(chip)
+    at_once = at_once or len(lengths)
+    batches = [lengths[i : i + at_once] for i in range(0, len(lengths), at_once)]
     with torch.no_grad():
-        hidden_Td = model(inputs.to(chip.device), Layout.whole(lengths)).hidden_Td
+        hidden_Td = torch.cat([model(ids.to(chip.device), Layout.whole(batch)).hidden_Td
+                               for ids, batch in zip(inputs.split([sum(b) for b in batches]), batches, strict=True)])
         parts = [model.logits(part).cpu().log_softmax(-1) for part in hidden_Td.split(settings.text_length)]
     logprob_TV = torch.cat(parts)
     kept = torch.linspace(0, len(inputs) - 1, min(settings.logit_positions, len(inputs))).long()

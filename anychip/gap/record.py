@@ -60,7 +60,7 @@ def record(subject: Subject | Reference, chip: Chip, progress: Callable[[str], N
         "chip": chip.name, "description": chip.description, "precision": chip.precision,
         "numerics": chip.numerics.value, "timing": chip.timing.value, "versions": chip.versions(),
         "anychip": __version__, "model": subject.name, "digests": subject.digests(),
-        "settings": asdict(subject.settings),
+        "settings": asdict(subject.settings), "text": subject.text,
         "levels": list(levels),
     })
     wanted = {section for level in levels for section in LEVELS[level]}

@@ -45,6 +45,7 @@ class Subject:
     ids: Tensor
     prompts: tuple[str, ...]
     settings: Settings
+    text: str | None = None  # the file that `ids` came from; None: the shipped text
 
     def model(self, chip: Chip, *, trained: bool = True, seed: int = 0) -> Transformer:
         """Return the model on a chip: with the subject's weights, or (not `trained`) initialised from `seed`."""

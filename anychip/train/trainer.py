@@ -35,6 +35,8 @@ _NAMES = {"loss": "loss", "mtp_loss": "MTP loss", "balance_loss": "balance loss"
 class Diverged(AnychipError):
     """A step whose loss or gradient is not finite. The weights are still those of the step before."""
 
+    exit_code = 1  # the input was in order; the run failed
+
 
 class Batches(Protocol):
     """Where batches come from: `text.packing.PackedBatches`, or anything that gives a step's tokens by its number."""

@@ -10,6 +10,7 @@ from ...record import Kind, Quantity
 from ..compare import Comparison
 from ..numerics import DISCRETE
 from ..proof import EXPLAINED
+from ..record import LEVELS
 from ..row import Row
 from .sources import sources_note
 
@@ -79,12 +80,17 @@ def coarser_format(comparison: Comparison) -> str:
 
 
 def command(comparison: Comparison) -> str:
-    """Return the command that runs this comparison again where both chips are on one machine."""
+    """Return the command that runs this comparison again where both chips are on one machine.
+
+    A text is named by its path on A's machine; that B read the same tokens is known by their sha256.
+    """
     about = comparison.about_a
     words = ["anychip", "gap", "--model", str(about["model"]),
              "--chips", f"{about['chip']},{comparison.about_b['chip']}"]
-    seed = about["settings"]["seed"]
-    return shlex.join(words + (["--seed", str(seed)] if seed else []))
+    seed, text = about["settings"]["seed"], about.get("text")
+    words += ["--text", str(text)] if text else []
+    words += ["--seed", str(seed)] if seed else []
+    return shlex.join(words + ([] if comparison.levels == list(LEVELS) else ["--level", ",".join(comparison.levels)]))
 
 
 def equal_tokens(row: dict[str, Any]) -> str:
