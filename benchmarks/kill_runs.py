@@ -79,9 +79,9 @@ class Killer:
         self.processes = processes
         self._restarted.set()
 
-    def run(self, limit: int) -> None:
-        """Kill until the run ends or `limit` kills are done; the next only when the ranks have been started again."""
-        while len(self.times) < limit and not self._ended.is_set():
+    def run(self, limit: int, until: float) -> None:
+        """Kill until the run ends, `limit` kills are done or time is up; each after a restart."""
+        while len(self.times) < limit and time.monotonic() < until and not self._ended.is_set():
             if not self._restarted.wait(0.2):
                 continue
             self._restarted.clear()
@@ -133,16 +133,17 @@ def committed_steps_lost(out: Path) -> int:
     return lost
 
 
-def kills(folder: Path, processes: int, count: int) -> dict[str, Any]:
-    """Kill `count` times over as many runs as that takes."""
+def kills(folder: Path, processes: int, count: int, seconds: float) -> dict[str, Any]:
+    """Kill `count` times over as many runs as that takes, or as often as comes to pass in so many seconds."""
+    until = time.monotonic() + seconds
     supervise(job(folder / "undisturbed", "", processes), Supervision(processes))
     wanted, found = result(folder / "undisturbed"), {"kills": 0, "during_save": 0, "runs": 0, "lost": 0, "different": 0}
     detect: list[float] = []
     recover: list[float] = []
-    while found["kills"] < count:
+    while found["kills"] < count and time.monotonic() < until:
         out = folder / f"run-{found['runs']}"
         killer = Killer(out, seed=1000 * processes + found["runs"])
-        thread = threading.Thread(target=killer.run, args=(count - found["kills"],))
+        thread = threading.Thread(target=killer.run, args=(count - found["kills"], until), daemon=True)
         thread.start()
         supervise(job(out, "", processes), Supervision(processes), started=killer.started)
         killer.end()
@@ -220,6 +221,7 @@ def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of kills for each number of processes")
     parser.add_argument("--each", type=int, default=10)
     parser.add_argument("--processes", default="2,4")
     parser.add_argument("--kinds", default=",".join(KINDS))
@@ -230,7 +232,7 @@ def main() -> None:
         for at, processes in enumerate(counts):
             share = asked.kills // len(counts) + (at < asked.kills % len(counts))
             if share:
-                found = kills(Path(scratch) / f"kills-{processes}", processes, share)
+                found = kills(Path(scratch) / f"kills-{processes}", processes, share, asked.seconds)
                 report["kills"][processes] = _plain(found)
                 append([row("kill_runs", f"{what} after kill -9", [m.value], "s", f"{processes} processes, n={m.n}")
                         for what in ("detect", "recover") if (m := found[what])])
