@@ -100,15 +100,15 @@ def test_threads_share_the_blocks(run):
 
 
 @needs_compiler
-@pytest.mark.parametrize("target", ["ascend910b", "ascend950"])
 @pytest.mark.parametrize("module", ["norm", "rope", "swiglu", "matmul", "hyper_mix"])
-def test_suite_kernels_are_near_their_float64_references(module, target):
+def test_suite_kernels_are_near_their_float64_references_on_950(module):  # on 910B test_kernel_suite says so
     for kernel in find_kernels(importlib.import_module(f"anychip.kernels.{module}")):
         example = kernel.examples[0]
         launch = kernel.launch(example)
         wide = {n: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
                 for n, v in kernel.launch(example).args.items()}
-        native.native(compile_kernel(kernel.fn, signature(launch), launch.constants, target))(launch.args, launch.grid)
+        compiled = compile_kernel(kernel.fn, signature(launch), launch.constants, "ascend950")
+        native.native(compiled)(launch.args, launch.grid)
         for name, exact in example.reference({**wide, **launch.constants}).items():
             got = launch.args[name].double().reshape(exact.shape)
             bound = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-18}[launch.args[name].dtype]
