@@ -29,7 +29,7 @@ from anychip.plan.validate import GROUPS, TARGETS, Validation, held_out_linear, 
 
 @pytest.fixture(scope="module")
 def judged() -> Validation:
-    return validate(folds=0)
+    return validate(folds=0, trace=False)
 
 
 def test_every_row_is_judged_or_its_reason_is_told(judged: Validation) -> None:
@@ -71,7 +71,7 @@ def test_rows_of_a_file_are_judged_alike(tmp_path: Path, judged: Validation) -> 
         writer = csv.DictWriter(file, lines[0])
         writer.writeheader()
         writer.writerows(lines)
-    found = validate(path, folds=0)
+    found = validate(path, folds=0, trace=False)
     same = {j.row["id"]: j.predicted for j in judged.judged}
     assert {j.row["id"]: j.predicted for j in found.judged} == {name: same[name] for name in ("TT24-1", "V4F-950-3")}
     path.write_text("id,model\nx,y\n")
@@ -157,7 +157,7 @@ def test_the_command_answers_fit_and_train_in_json() -> None:
 
 
 def test_two_plans_become_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: Validation) -> None:
-    monkeypatch.setattr("anychip.plan.page.validate", lambda folds: judged)
+    monkeypatch.setattr("anychip.plan.page.validate", lambda folds, trace: judged)
     code, _ = run("train", "llama3-8b", "--chips", "8xh100", "--vs", "8xb200", "--batch", "262144", "--layout",
                   "PP2 MBS1 recompute=full", "--precision", "bf16", "--html", str(tmp_path / "plan.html"))
     page = (tmp_path / "plan.html").read_text()

@@ -51,7 +51,7 @@ def expect(plan: TrainPlan | ServePlan, mine: float, spread: float | None = None
     serving = isinstance(plan, ServePlan)
     if spread is None:
         group = GROUPS[2] if serving else GROUPS[0]
-        spread = validate(folds=0).summary(group)[2]
+        spread = validate(folds=0, trace=False).summary(group)[2]
     planned = plan.tokens_per_s_device
     low, high = planned / (1 + spread), planned * (1 + spread)
     task = plan.task if isinstance(plan, ServePlan) else "train"

@@ -23,7 +23,7 @@ def write_page(plans: Sequence[TrainPlan], memories: Sequence[TrainMemory], answ
     text = (files("anychip.plan") / "page.html.j2").read_text(encoding="utf-8")
     drawings = [markupsafe.Markup(draw(plan.timeline)) if plan.timeline and plan.parallel.pipeline > 1 else ""
                 for plan in plans]
-    error = validate(folds=0).summary(GROUPS[0])[1:]
+    error = validate(folds=0, trace=False).summary(GROUPS[0])[1:]
     page = jinja2.Environment(autoescape=True).from_string(text).render(
         plans=plans, memories=memories, answer=answer, drawings=drawings, error=error)
     partial = path.with_name(path.name + ".partial")

@@ -66,7 +66,7 @@ def plan_pools(model: Model, cluster: Cluster, serving: Serving, request: Reques
     if cluster.count < 2 * serving.tensor:
         raise InputError(f"{cluster.count} devices make no two pools of tensor={serving.tensor}")
     best: tuple[float, int, ServePlan, ServePlan] | None = None
-    choices = sorted({max(cluster.count * i // 16 // serving.tensor, 1) * serving.tensor for i in range(1, 16)})
+    choices = sorted({max(cluster.count * i // 8 // serving.tensor, 1) * serving.tensor for i in range(1, 8)})
     for devices in choices:
         try:
             tried = _split(model, cluster, serving, (request, asked), (devices, token_s), c)

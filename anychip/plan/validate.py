@@ -66,10 +66,12 @@ class Validation:
         return len(known), quantile(known, 0.5), quantile(known, 0.9)
 
 
-def validate(path: Path | None = None, *, folds: int = FOLDS, c: Constants | None = None) -> Validation:
+def validate(path: Path | None = None, *, folds: int = FOLDS, c: Constants | None = None, trace: bool = True
+             ) -> Validation:
     """Judge every row of a file with `published.csv`'s columns, the shipped rows by default.
 
-    `folds` 0 leaves the held-out errors out. Raises InputError for a file that cannot be read.
+    `folds` 0 leaves the held-out errors out. `trace` simulates schedules, otherwise they are taken in closed form (the
+    same within 2 %, four times as fast). Raises InputError for a file that cannot be read.
     """
     c = c or constants()
     judged: list[Judged] = []
@@ -77,7 +79,7 @@ def validate(path: Path | None = None, *, folds: int = FOLDS, c: Constants | Non
     cases: dict[int, Any] = {}
     for row in read_rows(path):
         try:
-            found, case = _judge(row, c)
+            found, case = _judge(row, c, trace=trace)
         except (Unusable, AnychipError) as error:
             unusable.append((row, " ".join(str(error).split())))
             continue
@@ -89,13 +91,13 @@ def validate(path: Path | None = None, *, folds: int = FOLDS, c: Constants | Non
     return Validation(tuple(judged), tuple(unusable))
 
 
-def _judge(row: Row, c: Constants) -> tuple[Judged, Any]:
+def _judge(row: Row, c: Constants, *, trace: bool) -> tuple[Judged, Any]:
     task = row["task"]
     if task == "train":
         case = train_case(row)
         group = GROUPS[0] if case.stated else GROUPS[1]
         note = f"{case.parallel.describe()}, {case.job.precision}, {case.job.sequences} x {case.job.length}"
-        return Judged(row, group, predict_train(case, c, trace=True), case.published, note=note), case
+        return Judged(row, group, predict_train(case, c, trace=trace), case.published, note=note), case
     if task in ("decode", "prefill"):
         served = serve_case(row)
         return Judged(row, GROUPS[2], served.predict(c), served.published), served
