@@ -33,11 +33,13 @@ PIECES = ["<think>", "</think>", "\n", "\n\n", "<", "｜DSML｜", "<｜DSML｜to
           "</｜DSML｜parameter>\n", "7", "{", "[1]", "text ", '"', ">", "é", "\ufffd", "<｜DSML｜tool", "[" * 2000,
           "NaN", WHOLE, WHOLE, "1e999", "\x00", "\ud83d\ude00", "event: error\n\n", "9" * 5000]
 VALUES: list[Any] = [None, True, 0, -1, 1.5, 1e308, 2**63, "", "x", "\x00", "<think>", [], {}, [[]], [None],
-                     {"a": None}, "x" * 5000, [{"role": "user", "content": "x"}], {"type": "json_schema"}, {"type": "object"},
+                     {"a": None}, "x" * 5000, [{"role": "user", "content": "x"}], {"type": "json_schema"},
+                     {"type": "object"},
                      -(2**70)]
 NAMES = ["model", "messages", "prompt", "max_tokens", "stream", "tools", "tool_choice", "response_format", "n",
          "stop", "logit_bias", "logprobs", "top_logprobs", "temperature", "top_p", "seed", "system", "thinking",
-         "stream_options", "reasoning_effort", "echo", "prompt_logprobs", "tokens", "stop_sequences", "guided_regex", "output_config"]
+         "stream_options", "reasoning_effort", "echo", "prompt_logprobs", "tokens", "stop_sequences",
+         "guided_regex", "output_config"]
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/tokenize",
          "/v1/detokenize"]
 

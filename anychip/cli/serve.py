@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import NotSupported
 from .terminal import progress_bar
 
+if TYPE_CHECKING:
+    from ..serve.api.settings import ApiSettings
+
+_READY_S = 3600.0  # a large checkpoint is read for a long time
 _NEEDS = ("fastapi", "uvicorn", "prometheus_client", "httpx")
 
 
@@ -32,6 +39,9 @@ def serve(
     max_new_tokens: Annotated[int | None, typer.Option(help="The longest answer; None: the context.")] = None,
     timeout_s: Annotated[float, typer.Option(help="The longest a request may take.")] = 600,
     drain_s: Annotated[float, typer.Option(help="On SIGTERM: time for answers in flight.")] = 30,
+    engine: Annotated[str, typer.Option(help="embedded, vllm or vllm-ascend.")] = "embedded",
+    num_chips: Annotated[int, typer.Option(min=1, help="vllm, vllm-ascend: chips that share the model.")] = 1,
+    conform: Annotated[bool, typer.Option(help="Judge the engine by `anychip conform` before serving.")] = False,
 ) -> None:
     """Serve a model over HTTP: OpenAI's and Anthropic's dialects, metrics, and a page to chat with.
 
@@ -56,11 +66,34 @@ def serve(
                            timeout_s=timeout_s, drain_s=drain_s)
     sizes = EngineSettings(max_batch=max_batch, max_pass_tokens=max(512, 2 * max_batch), max_queue=max_queue,
                            cache_tokens=cache_tokens, speculate=speculate)
+    if engine != "embedded":
+        _serve_external(engine, Path(model), num_chips, bind(host, port), settings, conform)
+        return
     listening, device, log = bind(host, port), open_chip(chip), Log()
     with progress_bar("loading the model") as advance:
         network, tokenizer = open_model(model, device, progress=lambda done, total: advance(done, total, "bytes"))
     with Engine.start(network, device, tokenizer, sizes) as engine:
         run(make_app(engine, settings, log), engine, listening, settings, log)
+
+
+def _serve_external(engine: str, folder: Path, num_chips: int, listening: socket.socket, settings: ApiSettings,
+                    conform: bool) -> None:
+    """Start vLLM for the chips and serve what it answers; with `conform`, only where it answers rightly."""
+    from ..serve.api.log import Log
+    from ..serve.api.proxy import make_proxy
+    from ..serve.api.server import bind
+    from ..serve.api.server import serve as run
+    from ..serve.external import EngineProcess, plan_engine
+
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    external, log = plan_engine(engine, folder, settings.model, settings.chip, num_chips, port), Log()
+    log.event("engine", command=" ".join(external.command), weight_share=external.weight_share, kind="calculated")
+    with EngineProcess(external, port) as process:
+        process.wait_ready(_READY_S)
+        if conform:
+            subprocess.run([sys.executable, "-m", "anychip", "conform", process.url], check=True)
+        run(make_proxy(process.url, settings, log), None, listening, settings, log)
 
 
 def require_serving() -> None:

@@ -23,7 +23,7 @@ class Server(uvicorn.Server):
     """On the first SIGTERM or SIGINT: no new connections, answers in flight end, at most `drain_s`; then the rest are
     told so, and the engine stops. On the second: at once."""
 
-    def __init__(self, config: uvicorn.Config, engine: Backend, drain_s: float, log: Log) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Backend | None, drain_s: float, log: Log) -> None:
         super().__init__(config)
         self._engine, self._drain_s, self._log = engine, drain_s, log
 
@@ -34,17 +34,20 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the connections, and the engine after the time to drain."""
-        stop = asyncio.get_running_loop().call_later(0 if self.force_exit else self._drain_s, self._stop_soon)
+        delay_s = 0 if self.force_exit else self._drain_s
+        stop = asyncio.get_running_loop().call_later(delay_s, self._stop_soon)
         try:
             await super().shutdown(sockets)
         finally:
             stop.cancel()
-        await asyncio.to_thread(self._engine.stop)
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop)
         self._captured_signals.clear()  # the end that was asked for is no failure: exit with 0
         self._log.event("stopped")
 
     def _stop_soon(self) -> None:
-        asyncio.get_running_loop().run_in_executor(None, self._engine.stop)
+        if self._engine is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._engine.stop)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -61,7 +64,7 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: Gate, engine: Backend, listening: socket.socket, settings: ApiSettings, log: Log) -> None:
+def serve(app: Gate, engine: Backend | None, listening: socket.socket, settings: ApiSettings, log: Log) -> None:
     """Serve until a signal ends it."""
     options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "server_header": False,
                                "backlog": _BACKLOG, "timeout_keep_alive": 30,

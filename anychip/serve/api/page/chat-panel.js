@@ -22,13 +22,14 @@ export function watch(headers, told) {
 }
 
 function show(found) {
-  put("rate", found.tokens_per_s.toFixed(1));
+  put("rate", found.tokens_per_s === null ? "–" : found.tokens_per_s.toFixed(1));
   put("batch", `${found.running}, ${found.waiting}`);
   put("cache", found.cache_blocks ? `${percent(found.cache_blocks_used / found.cache_blocks)} of ${bytes(found.cache_bytes)}` : "–");
   put("hits", percent(found.cache_hit_rate));
   put("acceptance", percent(found.acceptance));
+  if (found.cache_used_share !== undefined) put("cache", percent(found.cache_used_share));
   put("ttft", found.ttft_s === null ? "–" : `${(found.ttft_s * 1000).toFixed(0)} ms`);
-  rates.push(found.tokens_per_s);
+  rates.push(found.tokens_per_s ?? 0);
   if (rates.length > HISTORY) rates.shift();
   draw(document.getElementById("history"));
 }
