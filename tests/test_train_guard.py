@@ -84,7 +84,7 @@ def test_a_batch_is_skipped_only_when_it_fails_twice_and_a_rank_stops_a_run_at_i
     corrupt = Fault(FaultKind.WEIGHTS, "flip", step=7, ranks=(1,))
     before = [{"event": "fault", "kind": "gradient", "ranks": [1]}] * 2
     assert decide(corrupt, 9, before[:1]) is None
-    with pytest.raises(Stopped, match=r"3th corruption of rank 1: take its chip out of service"):
+    with pytest.raises(Stopped, match=r"rank 1 was found corrupt 3 times: take its chip out of service"):
         decide(corrupt, 9, before)
 
 

@@ -58,7 +58,7 @@ def decide(fault: Fault, batch: int, events: list[dict[str, Any]]) -> int | None
         count = 1 + sum(rank in event.get("ranks", ()) for event in events
                         if event["event"] == "fault" and event["kind"] in ("weights", "gradient", "copies"))
         if len(fault.ranks) == 1 and fault.kind in CORRUPTION and count >= MAX_CORRUPT:
-            raise Stopped(f"{fault.message}; this was the {count}th corruption of rank {rank}: take its chip out of "
+            raise Stopped(f"{fault.message}; rank {rank} was found corrupt {count} times: take its chip out of "
                           "service, then run the same command again")
     return None
 
