@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,11 +90,28 @@ def _serve_external(engine: str, folder: Path, num_chips: int, listening: socket
         port = free.getsockname()[1]
     external, log = plan_engine(engine, folder, settings.model, settings.chip, num_chips, port), Log()
     log.event("engine", command=" ".join(external.command), weight_share=external.weight_share, kind="calculated")
+    if conform:
+        _judge(engine, num_chips, port, settings)
     with EngineProcess(external, port) as process:
         process.wait_ready(_READY_S)
-        if conform:
-            subprocess.run([sys.executable, "-m", "anychip", "conform", process.url], check=True)
         run(make_proxy(process.url, settings, log), None, listening, settings, log)
+
+
+def _judge(engine: str, num_chips: int, port: int, settings: ApiSettings) -> None:
+    """Start the engine on conform's small golden weights, with the same flags, and exit with 1 where it fails."""
+    from ..serve.external import EngineProcess, plan_engine
+
+    tool = [sys.executable, "-m", "anychip", "conform"]
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "golden"
+        subprocess.run([*tool, "--export", str(folder), "--weights", "outliers"], check=True, stdout=sys.stderr)
+        golden = plan_engine(engine, folder, "golden", settings.chip, num_chips, port)
+        with EngineProcess(golden, port) as process:
+            process.wait_ready(_READY_S)
+            judged = subprocess.run([*tool, "--endpoint", process.url, "--weights", "outliers", "--dtype", "bfloat16"],
+                                    stdout=sys.stderr)
+    if judged.returncode:
+        raise typer.Exit(judged.returncode)
 
 
 def require_serving() -> None:
