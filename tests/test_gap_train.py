@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from models import nano, random_ids, vivid_model
+from test_cli import anychip
 
 from anychip.chips import open_chip
 from anychip.gap.bundle import Bundle
@@ -15,6 +16,7 @@ from anychip.gap.train_level import judge_training
 from anychip.ops import Ops
 from anychip.record import Kind
 from anychip.text.tokenizer import open_tokenizer
+from anychip.train import Diverged
 
 SETTINGS = Settings(train_steps=2, train_seeds=3, train_length=32)
 
@@ -80,3 +82,12 @@ def test_a_gradient_that_is_no_number_is_a_gap(bundle):
         run["grad_norms"]["head.weight"] = float("nan")
 
     assert marks(bundle, changed(bundle, change))["gradient norms"] == "real gap"
+
+
+def test_a_run_that_diverges_exits_with_1_and_bad_input_with_2(monkeypatch):
+    def diverge(*given):
+        raise Diverged("training stopped at step 3")
+
+    monkeypatch.setattr("anychip.gap.load.load_subject", diverge)
+    assert anychip("gap", "--chips", "cpu,cpu").exit_code == 1
+    assert anychip("gap", "--chips", "cpu").exit_code == 2
