@@ -6,7 +6,7 @@ shared prefix of 2,048 tokens >= 10x faster to the first token when cached; a to
 drafts on the trained `nano` >= 1.3x one stream; llama.cpp: one stream at least equal, >= 2x in total at 8 streams and
 at 16K.
 
-    python -m benchmarks.serving [--only streams prefix long drafts llama]
+    python -m benchmarks.serving [--only streams prefix long drafts llama llama_long]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from anychip.text.tokenizer import open_tokenizer
 from .rows import append, row
 from .sides import Peer
 
-ROUNDS = 5
+ROUNDS = 3
 Found = dict[tuple[str, str], list[float]]
 _SEEDS = itertools.count(1)
 
@@ -157,19 +157,28 @@ def _text_rate(serving: Engine, prompts: list[tuple[int, ...]], temperature: flo
 
 
 def llama(found: Found) -> None:
-    """One and eight streams at 128 tokens, and one at 16K, beside llama.cpp on the same weights (its fp16 cache)."""
+    """Streams at 128 tokens beside llama.cpp on the same weights (its fp16 cache)."""
+    _beside_llama_cpp(found, [(1, 128), (8, 128), (16, 128)], ROUNDS)
+
+
+def llama_long(found: Found) -> None:
+    """One stream at 16K beside llama.cpp, whose prefill of it takes most of the time: once."""
+    _beside_llama_cpp(found, [(1, 16_384)], 1)
+
+
+def _beside_llama_cpp(found: Found, cases: list[tuple[int, int]], rounds: int) -> None:
     from .gguf_export import export_gguf
     from .llama_cpp import available, parallel
 
     if reason := available():
         print(f"llama.cpp left out: {reason}", file=sys.stderr)
         return
-    model, cases = tiny(), [(1, 128), (8, 128), (16, 128), (1, 16_384)]
+    model = tiny()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tiny.gguf")
         export_gguf(path, model.config, model.state_dict().items())
-        for round_ in range(3):
-            for count, context in cases[: 4 if round_ == 0 else 3]:  # its prefill of 16K takes a minute: once
+        for _ in range(rounds):
+            for count, context in cases:
                 what = f"{count} x {context}"
                 found[what, "llama.cpp"].append(parallel(path, count, context, steps=48))
                 with engine(model, prefix_cache=False) as serving:
@@ -178,7 +187,8 @@ def llama(found: Found) -> None:
 
 
 STAGES: dict[str, Callable[[Found], None]] = {
-    "streams": streams, "prefix": prefix, "long": long, "drafts": drafts, "llama": llama}
+    "streams": streams, "prefix": prefix, "long": long, "drafts": drafts, "llama": llama,
+    "llama_long": llama_long}
 
 
 def ratios(found: Found) -> dict[str, float]:
