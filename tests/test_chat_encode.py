@@ -92,5 +92,7 @@ def test_all_reasons_are_said_at_once() -> None:
              {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]
     with pytest.raises(InputError, match=r"messages\[0\].role is 'bot'.*\[1\].*'image_url'.*\[2\].*not JSON"):
         encode_messages(wrong)
+    with pytest.raises(InputError, match=r"messages.0..tools must be a list; messages.0..tool_calls must be a list"):
+        encode_messages([{"role": "assistant", "tools": 1.5, "tool_calls": "x"}])
     with pytest.raises(InputError, match="effort='low' is not one of release preview: high, max"):
         encode_messages(USER_ONLY, effort="low")

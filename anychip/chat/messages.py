@@ -56,6 +56,9 @@ def read_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
 def read_tools(tools: Sequence[Mapping[str, Any]], where: str, problems: list[str]) -> tuple[dict[str, Any], ...]:
     """Return the functions of tools in OpenAI's form, adding what is wrong with them to `problems`."""
     found = []
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        problems.append(f"{where} must be a list")
+        return ()
     for i, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -103,7 +106,11 @@ def _text(content: Any, where: str, problems: list[str], joint: str) -> str:
 
 def _calls(message: Mapping[str, Any], where: str, problems: list[str]) -> tuple[Call, ...]:
     found = []
-    for i, call in enumerate(message.get("tool_calls") or ()):
+    given = message.get("tool_calls") or ()
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        problems.append(f"{where}.tool_calls must be a list")
+        return ()
+    for i, call in enumerate(given):
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             problems.append(f"{where}.tool_calls[{i}] must have function.name and function.arguments")

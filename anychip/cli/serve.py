@@ -73,8 +73,8 @@ def serve(
     listening, device, log = bind(host, port), open_chip(chip), Log()
     with progress_bar("loading the model") as advance:
         network, tokenizer = open_model(model, device, progress=lambda done, total: advance(done, total, "bytes"))
-    with Engine.start(network, device, tokenizer, sizes) as engine:
-        run(make_app(engine, settings, log), engine, listening, settings, log)
+    with Engine.start(network, device, tokenizer, sizes) as own:
+        run(make_app(own, settings, log), own, listening, settings, log)
 
 
 def _serve_external(engine: str, folder: Path, num_chips: int, listening: socket.socket, settings: ApiSettings,

@@ -17,7 +17,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..chips import load_facts
+from ..chips.facts import load_facts
 from ..errors import ChipError, InputError, NotSupported
 
 ENGINES = ("vllm", "vllm-ascend")
