@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops import Ops
 from ..ops.orthogonal import Matrices, MuonRule
 from . import cpu_attention, cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_muon, cpu_norm, cpu_route
+from .cpu_batch import Batches
 from .cpu_block import Blocks
 from .cpu_kernels import load_library
 
@@ -39,7 +40,7 @@ class CpuOps(Ops):
 
     def __init__(self) -> None:
         load_library()
-        self._blocks = Blocks()
+        self._blocks, self._batches = Blocks(), Batches()
 
     def orthogonalize(self, stack_BMN: Tensor) -> Tensor:
         return cpu_muon.orthogonalize(stack_BMN)
@@ -50,3 +51,7 @@ class CpuOps(Ops):
     def block(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: Any, cache: Any) -> Tensor | None:
         """Run a whole block of a few tokens with a state in one kernel; None for any other pass."""
         return self._blocks.run(block, streams_Tnd, ids_T, plan, cache)
+
+    def batch_pass(self, model: Any, cache: Any, batch: Any, streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Run a pass of serving in one kernel call; None where a weight or size is not the kernel's."""
+        return self._batches.run(model, cache, batch, streams_Tnd)

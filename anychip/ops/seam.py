@@ -59,6 +59,14 @@ class Ops:
         for matrices in groups:
             _orthogonal.muon(matrices, rule, self.orthogonalize)
 
+    def batch_pass(self, model: Any, cache: Any, batch: Any, streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Run a whole pass of serving (`model.paged`) at once where the chip has a form of it; else None.
+
+        Returns logits [R, V] of the wanted tokens and the streams. With `streams_Tnd` (overwritten) it is the MTP
+        block's pass. A token's results must not depend, in any bit, on what else is in the pass or how it was cut.
+        """
+        return None
+
     def at(self, layer: str) -> Ops:
         """Return these ops for use in the named part of the model (recording ops note the name)."""
         return self
