@@ -1,4 +1,4 @@
-"""How the suite runs: one worker a core (pytest-xdist), each with one thread, for workers with more stall each other."""
+"""How the suite runs: one worker a core (pytest-xdist), each with one thread, as more stall each other."""
 
 import os
 

@@ -52,6 +52,7 @@ class CpuOps(Ops):
         """Run a whole block of a few tokens with a state in one kernel; None for any other pass."""
         return self._blocks.run(block, streams_Tnd, ids_T, plan, cache)
 
-    def batch_pass(self, model: Any, cache: Any, batch: Any, streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def batch_pass(self, model: Any, cache: Any, batch: Any,
+                   streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Run a pass of serving in one kernel call; None where a weight or size is not the kernel's."""
         return self._batches.run(model, cache, batch, streams_Tnd)

@@ -59,7 +59,8 @@ class Ops:
         for matrices in groups:
             _orthogonal.muon(matrices, rule, self.orthogonalize)
 
-    def batch_pass(self, model: Any, cache: Any, batch: Any, streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def batch_pass(self, model: Any, cache: Any, batch: Any,
+                   streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Run a whole pass of serving (`model.paged`) at once where the chip has a form of it; else None.
 
         Returns logits [R, V] of the wanted tokens and the streams. With `streams_Tnd` (overwritten) it is the MTP
