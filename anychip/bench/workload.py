@@ -12,7 +12,8 @@ from pathlib import Path
 from ..errors import InputError
 
 _WORDS = ("the", "of", "and", "to", "in", "that", "was", "he", "it", "his", "with", "as", "for", "had", "you", "not",
-          "be", "her", "on", "at", "by", "which", "have", "or", "from", "this", "him", "but", "all", "she", "they", "were")
+          "be", "her", "on", "at", "by", "which", "have", "or", "from", "this", "him", "but", "all", "she", "they",
+          "were")
 
 
 @dataclass(frozen=True)

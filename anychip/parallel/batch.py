@@ -42,9 +42,9 @@ class Batch:
                        further_BL=self.further_BL.to(device))
 
     @property
-    def num_targets(self) -> int:
-        """Tokens that have a loss."""
-        return int((self.targets_BL >= 0).sum())
+    def num_targets(self) -> Tensor:
+        """Tokens that have a loss, int64 [] on the batch's device: reading it would make the host wait."""
+        return (self.targets_BL >= 0).sum()
 
     def split(self, count: int) -> list[Batch]:
         """Return `count` micro-batches of equally many rows. Raises InputError where they do not come out even."""

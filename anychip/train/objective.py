@@ -48,7 +48,7 @@ class LanguageModel:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.only_indexer):
             target_T = part.targets_BL.flatten()
             token_losses = last.ops.at("head").cross_entropy(hidden.hidden_Td, last.head.weight, target_T)
-            loss = token_losses.sum() / max(whole.num_targets, 1)
+            loss = token_losses.sum() / whole.num_targets.clamp_min(1)
             if self.only_indexer:
                 return Losses(torch.zeros_like(loss), {"loss": loss})
             if not self.mtp_weight:
