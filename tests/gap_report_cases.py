@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from anychip.gap.compare import Comparison, Step
+from anychip.gap.compare import Comparison
+from anychip.gap.compare_speed import Step
 from anychip.gap.localise import Place
 from anychip.gap.noise import KINDS
 from anychip.gap.quality import Quality

@@ -34,8 +34,10 @@ def alone():
 @pytest.fixture(scope="module")
 def one():
     world_of_one()
-    yield run([Degrees()], settings())[0]
-    leave()
+    try:
+        return run([Degrees()], settings())[0]
+    finally:
+        leave()
 
 
 @pytest.fixture(scope="module")

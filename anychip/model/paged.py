@@ -57,8 +57,8 @@ class PagedCache:
         self.config, self.max_tokens, self.device, self.format = config, max_tokens, torch.device(device), format
         self.rings, snapshot, slot = _rings(config)
         self.entries, block = _entries(config)
-        self.slots = torch.empty(num_slots, slot, device=device)
-        self.blocks = torch.empty(num_blocks, block, device=device)
+        self.slots = torch.zeros(num_slots, slot, device=device)
+        self.blocks = torch.zeros(num_blocks, block, device=device)
         self.snapshots = torch.empty(num_snapshots, snapshot, device=device)
 
     @property

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from ...record import Kind, Quantity
-from ..compare import Comparison, Step
+from ..compare import Comparison
+from ..compare_speed import Step
 from ..quality import quality_row
 from ..row import Row
 from .marks import Verdict
