@@ -140,12 +140,18 @@ def _first_allowed(a: Bundle, b: Bundle) -> float:
 
 
 def _norms(a: Bundle, b: Bundle) -> Family:
-    """The first step's gradient norm of every tensor, as the difference relative to the mean of both: from -2 to 2."""
+    """The first step's gradient norm of every tensor, as the difference relative to the mean of both: from -2 to 2.
+
+    Sums that cancel (mHC's scales; the HC head while its streams are equal, whose gradient is 0 but for rounding) have
+    no digits of their own. So a difference is never taken relative to less than what the format moves of the whole
+    gradient; the guided gradients judge such tensors by themselves.
+    """
     names = list(a.tables["training"][0]["grad_norms"])
     left, right = (np.array([[run["grad_norms"].get(name, 0.0) for name in names] for run in bundle.tables["training"]])
                    for bundle in (a, b))
-    middle = np.where(left + right > 0, (left + right) / 2, 1.0)
     explained = max(EXPLAINED[bundle.about["precision"]] for bundle in (a, b))
+    whole = np.sqrt((left**2 + right**2).sum(1, keepdims=True) / 2)
+    middle = np.maximum(np.maximum((left + right) / 2, explained * whole), np.finfo(float).tiny)
     return _family(names, left / middle, right / middle, max(GRADIENT, FLOORS * explained))
 
 
