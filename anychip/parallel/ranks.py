@@ -93,6 +93,9 @@ class Ranks:
             wrapped.set_gradient_divide_factor(1.0)
             wrapped.set_force_sum_reduction_for_comms(True)  # a factor of one as a premultiplied sum is not in gloo
             wrapped.set_custom_reduce_scatter(TreeReduceScatter())
+            # an indexer's own loss reaches its parameters before the block's gradient does, which would gather them
+            if isinstance(module, Block) and module.attn.indexer is not None:
+                wrapped.set_reshard_after_forward(False)
 
     def step(self, batch: Batch, objective: Objective) -> Losses:
         """Run this rank's micro-batches and blocks of them; return the whole step's losses."""
