@@ -114,9 +114,13 @@ class Trainer:
         return losses.named["loss"], losses.named.get("mtp_loss")
 
     def _update(self, step: int) -> float:
-        rate = self.settings.rate(step)
+        rate, alone = self.settings.rate(step), self.settings.stage(step) == "indexer"
+        if alone:  # a pipeline gives the others gradients of zero, by which their weights would still decay
+            for name, parameter in self.model.named_parameters():
+                if ".indexer." not in name:
+                    parameter.grad = None
         self.optimizer.step(rate)
-        if self.settings.stage(step) != "indexer":
+        if not alone:
             balance(self.placement.loads(), self.settings.bias_speed)
         return rate
 
