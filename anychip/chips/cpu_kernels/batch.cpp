@@ -1,4 +1,5 @@
 // The whole model over a pass of new tokens of many sequences with paged state, in one parallel region.
+#include "memory.h"
 #include "batch_attention.h"
 #include "batch_experts.h"
 
@@ -224,13 +225,6 @@ void logits(const Layer& q, const float* fn, const float* base, const float* sca
     q.crew.sync();
     const Product head = q.product(q.m.head, q.s.normed, q.m.vocab, d, q.b.logits);
     products(q.crew, &head, 1, R);
-}
-
-float* working_memory(int64_t floats) {
-    thread_local std::vector<float> memory;
-    if ((int64_t)memory.size() < floats + 16) memory.resize(floats + 16);
-    const auto at = reinterpret_cast<uintptr_t>(memory.data());
-    return memory.data() + (64 - at % 64) % 64 / sizeof(float);
 }
 
 }  // namespace

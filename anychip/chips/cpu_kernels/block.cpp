@@ -1,4 +1,5 @@
 // One block of the model for a few tokens and a decode state, in one parallel region.
+#include "memory.h"
 #include "block_attention.h"
 
 namespace {
@@ -164,13 +165,6 @@ void run(const Pass& q, const float* streams, const int64_t* ids, float* out) {
                             out + t * n * w.d);
 }
 
-// All memory of a pass, kept from one to the next.
-float* working_memory(int64_t floats) {
-    thread_local std::vector<float> memory;
-    if ((int64_t)memory.size() < floats + 16) memory.resize(floats + 16);
-    const auto at = reinterpret_cast<uintptr_t>(memory.data());
-    return memory.data() + (64 - at % 64) % 64 / sizeof(float);
-}
 
 }  // namespace
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from ...chat import Delta
 from ..request import Request, Sampling
 from . import sse
-from .answers import Backend, Running, encoded, unless_gone
+from .answers import Backend, Running, encoded
 from .anthropic_chat import anthropic_chat
 from .anthropic_schema import CountRequest, MessagesRequest
 from .call import Call
@@ -22,6 +22,7 @@ from .chat_prompt import ChatPrompt, chat_prompt
 from .errors import ApiError
 from .log import Log
 from .openai_chat import check_model
+from .respond import respond
 from .settings import ApiSettings
 
 _STOPS = {"stop": "end_turn", "length": "max_tokens"}
@@ -46,13 +47,8 @@ class MessagesEndpoint:
         prompt = await self._prompt(body)
         running = Running(self._engine, [self._request(body, prompt)], call, self._settings)
         job = _Job(prompt, call, self._settings.model)
-        await running.start()
-        if body.stream:
-            return sse.stream(sse.guarded(job.events(running), running, call, self._log))
-        try:
-            return JSONResponse(await unless_gone(http.receive, job.whole(running)))
-        finally:
-            running.abort()
+        return await respond(running, http, self._log, whole=lambda: job.whole(running),
+                             events=lambda: job.events(running))
 
     async def _prompt(self, body: CountRequest) -> ChatPrompt:
         return await encoded(lambda: chat_prompt(anthropic_chat(body), self._settings, self._engine.tokenizer),

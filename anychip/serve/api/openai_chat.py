@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ...chat import Delta
 from ..request import Output, Request
 from . import sse
-from .answers import Backend, Running, encoded, unless_gone
+from .answers import Backend, Running, encoded
 from .call import Call
 from .chat_choice import ChatChoice
 from .chat_prompt import Chat, ChatPrompt, chat_prompt
@@ -21,6 +21,7 @@ from .errors import ApiError
 from .log import Log
 from .openai_schema import ChatRequest, ResponseFormat, ToolChoice
 from .options import check_stream
+from .respond import respond
 from .settings import ApiSettings
 from .tokens import TokenTexts
 
@@ -41,13 +42,8 @@ class ChatEndpoint:
                                sum(len(str(message.content)) for message in body.messages))
         running = Running(self._engine, [self._request(body, prompt)], call, self._settings)
         job = _Job(body, prompt, call, self._settings.model, self._texts)
-        await running.start()
-        if body.stream:
-            return sse.stream(sse.guarded(job.chunks(running), running, call, self._log))
-        try:
-            return JSONResponse(await unless_gone(http.receive, job.whole(running)))
-        finally:
-            running.abort()
+        return await respond(running, http, self._log, whole=lambda: job.whole(running),
+                             events=lambda: job.chunks(running))
 
     def _request(self, body: ChatRequest, prompt: ChatPrompt) -> Request:
         top = (body.top_logprobs or 0) if body.logprobs else None

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..request import Grammar, Output, Request, TokenLogprobs
 from . import sse
-from .answers import Backend, Running, encoded, unless_gone
+from .answers import Backend, Running, encoded
 from .call import Call
 from .errors import ApiError
 from .grammars import answer_grammar
@@ -20,6 +20,7 @@ from .log import Log
 from .openai_chat import check_model, checked_lengths, schema_of, usage_of
 from .openai_schema import CompletionRequest
 from .options import check_stream
+from .respond import respond
 from .settings import ApiSettings
 from .tokens import TokenTexts
 
@@ -41,13 +42,8 @@ class TextEndpoint:
         prompts = await encoded(lambda: self._prompts(body), len(str(body.prompt)))
         running = Running(self._engine, [self._request(body, ids) for _text, ids in prompts], call, self._settings)
         job = _Job(body, prompts, call, self._settings.model, self._texts)
-        await running.start()
-        if body.stream:
-            return sse.stream(sse.guarded(job.chunks(running), running, call, self._log))
-        try:
-            return JSONResponse(await unless_gone(http.receive, job.whole(running)))
-        finally:
-            running.abort()
+        return await respond(running, http, self._log, whole=lambda: job.whole(running),
+                             events=lambda: job.chunks(running))
 
     def _check(self, body: CompletionRequest) -> None:
         check_stream(body)
