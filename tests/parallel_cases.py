@@ -19,7 +19,7 @@ Result = tuple[list[float], dict[str, str]]
 
 
 def settings(**values) -> TrainSettings:
-    """Return settings of two steps, the first of the indexer alone: four micro-batches of one sequence in two blocks."""
+    """Return settings of two steps, the first the indexer's alone: four micro-batches of a sequence in two blocks."""
     return TrainSettings(**({"steps": 2, "batch": 4, "length": 256, "learning_rate": 3e-3, "micro_batches": 4,
                              "context_blocks": 2, "indexer_steps": 1, "balance_weight": 0.01,
                              "indexer_weight": 0.1} | values))
