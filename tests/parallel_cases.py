@@ -32,7 +32,7 @@ def run(layouts: list[Degrees], chosen: TrainSettings) -> list[Result]:
             for degrees in layouts]
 
 
-def train(chosen: TrainSettings, place, chip_name: str = "cpu:reference") -> Result:
+def train(chosen: TrainSettings, place, chip_name: str = "cpu") -> Result:
     """Train the small model where `place` puts it."""
     chip = open_chip(chip_name)
     model = Transformer(small(), chip.ops())
