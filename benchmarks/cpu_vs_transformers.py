@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from anychip.chips.cpu_limits import gemm_flops_per_s
+from anychip.chips.cpu.limits import gemm_flops_per_s
 from anychip.config import load_config
 
 from .rows import append, row

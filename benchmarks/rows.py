@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from anychip.chips.cpu_chip import processor_name
+from anychip.chips.cpu.chip import processor_name
 
 RESULTS = Path(__file__).parent.parent / "results"
 

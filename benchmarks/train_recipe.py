@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from anychip.chips import open_chip
-from anychip.chips.cpu_limits import gemm_flops_per_s
+from anychip.chips.cpu.limits import gemm_flops_per_s
 from anychip.config import load_config
 from anychip.model import Transformer, initialize
 from anychip.ops import Ops

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anychip.chips.cpu_attention import attention, index_topk
+from anychip.chips.cpu.attention import attention, index_topk
 from anychip.errors import NotSupported
 from anychip.ops import Keys, Ops, Ranges
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anychip.chips import cpu_hyper
+from anychip.chips.cpu import hyper as cpu_hyper
 from anychip.ops import hyper
 from anychip.ops.hyper import HyperRule, HyperWeights
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cpu_ops_cases import assert_close, cases, results
 
-from anychip.chips.cpu import CpuOps
+from anychip.chips.cpu.ops import CpuOps
 from anychip.errors import NotSupported
 from anychip.ops import Ops
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cpu_ops_cases import RULE, assert_close, results, seeded
 
-from anychip.chips.cpu import CpuOps
+from anychip.chips.cpu.ops import CpuOps
 from anychip.errors import NotSupported
 from anychip.ops import HyperRule, HyperWeights, Ops
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anychip.chips import cpu_product
-from anychip.chips.cpu_product import product
+from anychip.chips.cpu import product as cpu_product
+from anychip.chips.cpu.product import product
 
 SIZES = [(1, 1, 1), (5, 3, 7), (13, 33, 300), (64, 16, 257), (100, 96, 512), (151, 40, 64), (7, 200, 8), (8, 17, 513)]
 

@@ -7,7 +7,7 @@ import torch
 from models import nano, random_ids, vivid_model
 
 from anychip.chips import Chip, open_chip
-from anychip.chips.cpu_chip import CpuChip
+from anychip.chips.cpu import CpuChip
 from anychip.errors import BundleError, InputError
 from anychip.gap.bundle import Bundle
 from anychip.gap.compare import compare

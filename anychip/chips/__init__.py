@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import ChipError, nearest
 from ..record import Kind
 from .base import Chip, ChipStatus
-from .cpu_chip import CpuChip, open_cpu
+from .cpu import CpuChip, open_cpu
 from .facts import chip_aliases, known_chips, load_facts
 from .npu import TARGETS, missing_npu, open_npu
 from .patched import open_fault, open_patched

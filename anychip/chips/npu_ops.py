@@ -6,7 +6,7 @@ A fused operator is used where its documented formula is the definition's, in fp
 | operator | used | why |
 | --- | --- | --- |
 | npu_rms_norm | yes, fp32 weight | the definition; where a 16-bit weight is rounded is not documented |
-| npu_rotary_mul, interleave | yes, in fp32 | neighbours, `x cos + rotate(x) sin`; 16-bit rounding not documented |
+| npu_rotary_mul, interleave | of last neighbours, in fp32 | `x cos + rotate(x) sin`; 16-bit rounding not documented |
 | npu_clipped_swiglu | no gradients, in fp32 | alpha 1, bias 0, halves: the definition; it has no derivative |
 | npu_grouped_matmul | yes, forward and backward | one product an expert, group sizes on the device |
 | npu_swiglu | no | no clamp |
@@ -57,7 +57,9 @@ class NpuOps(Ops):
         return out
 
     def rope(self, x: Tensor, cos_TR: Tensor, sin_TR: Tensor, *,  # type: ignore[override]
-             inverse: bool = False) -> Tensor:
+             inverse: bool = False, half: bool = False, first: bool = False) -> Tensor:
+        if half or first:
+            return Ops.rope(x, cos_TR, sin_TR, inverse=inverse, half=half, first=first)
         width = 2 * cos_TR.shape[-1]
         if not x.shape[0]:  # the operator's page promises nothing for empty tensors
             return x
@@ -68,8 +70,8 @@ class NpuOps(Ops):
         return torch.cat((kept, turned.view_as(rotated).to(x.dtype)), -1)
 
     def norm_rope(self, x: Tensor, weight_C: Tensor | None, eps: float, cos_TR: Tensor,  # type: ignore[override]
-                  sin_TR: Tensor) -> Tensor:
-        return self.rope(self.rms_norm(x, weight_C, eps), cos_TR, sin_TR)
+                  sin_TR: Tensor, *, half: bool = False) -> Tensor:
+        return self.rope(self.rms_norm(x, weight_C, eps), cos_TR, sin_TR, half=half)
 
     def mlp(self, x_Td: Tensor, w1_Fd: Tensor, w3_Fd: Tensor, w2_dF: Tensor,  # type: ignore[override]
             limit: float) -> Tensor:

@@ -14,7 +14,8 @@ from .facts import ChipFacts
 # precision -> (format of stored activations, bytes of one)
 PRECISIONS = {"bf16": ("bf16", 2), "fp16": ("fp16", 2), "fp8": ("bf16", 2), "fp4": ("bf16", 2),
               "fp32": ("fp32", 4), "tf32": ("fp32", 4), "hf32": ("fp32", 4)}
-MATMUL_OPS = frozenset({"linear", "grouped_linear", "mlp", "experts", "attention", "index_topk", "cross_entropy"})
+MATMUL_OPS = frozenset({"linear", "grouped_linear", "mlp", "experts", "attention", "grouped_attention",
+                        "index_topk", "cross_entropy"})
 FP32_PRODUCTS = frozenset({"route", "hc_pre", "hc_head"})  # products that the publisher's code runs in fp32
 WEIGHT_OPS = frozenset({"linear", "grouped_linear", "mlp", "experts"})  # their weights are quantised in fp8 and fp4
 

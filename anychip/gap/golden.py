@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..ops import Ops
+from ..ops.grouped import kept_attention
 from ..ops.loss import token_losses
 from ..ops.trees import map_tensors
+
+# Definitions that work things out again in backward, which happens outside of the mode, and what they then stand for.
+_KEEPING: dict[str, Callable[..., Any]] = {"cross_entropy": token_losses, "grouped_attention": kept_attention}
 
 
 class InDouble(TorchFunctionMode):
@@ -33,6 +37,6 @@ def to_double(values: Any) -> Any:
 
 def golden(op: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """Return what the definition of `op` gives in float64 on these arguments (they may require gradients)."""
-    definition = token_losses if op == "cross_entropy" else getattr(Ops, op)  # its recomputation would leave the mode
+    definition = _KEEPING.get(op) or getattr(Ops, op)
     with InDouble():
         return definition(*to_double(arguments), **to_double(named))

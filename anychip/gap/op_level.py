@@ -19,6 +19,7 @@ from torch import Tensor
 from ..chips import Chip
 from ..ops import Ops
 from ..ops.attention import range_rows
+from ..ops.experts import V4_RULE, choice_scores, router_scores
 from ..ops.index import index_scores
 from ..ops.trees import map_tensors
 from .cases import Case, op_cases
@@ -89,7 +90,7 @@ class _Judge:
         got = _gradients(case, call, self.device)
         if case.op == "route":  # the golden takes the chip's choice: near ties may go either way
             placed = map_tensors((case.arguments, case.named), lambda t: t.to(self.device))
-            case = replace(case, named={"ids_TK": call(*placed)[0].cpu()})
+            case = replace(case, named=case.named | {"ids_TK": call(*placed)[0].cpu()})
         exact = lambda arguments, named: golden(case.op, arguments, named)  # noqa: E731
         here = torch.device("cpu")
         wanted = _gradients(case, exact, here)
@@ -141,12 +142,14 @@ def _route_errors(case: Case, got: tuple[Tensor, Tensor], tie: float) -> dict[st
     ids, weight = got
     named = {name: value for name, value in case.named.items() if name != "ids_TK"}
     fixed = case.named.get("ids_TK")
-    wanted = golden("route", case.arguments, {"ids_TK": ids})[1]
+    rule = named.get("rule", V4_RULE)
+    wanted = golden("route", case.arguments, {"ids_TK": ids, "rule": rule})[1]
     if fixed is not None:
         wrong = (ids != fixed).double().mean()
     else:
         x, router, topk = to_double(case.arguments)
-        score = torch.nn.functional.softplus(x @ router.T).sqrt() + named.get("bias_E", torch.zeros(())).double()
+        with InDouble():
+            score = choice_scores(router_scores(x, router, rule), named.get("bias_E"), rule)
         best = score.sort(-1, descending=True).values[:, :topk]
         wrong = (score.gather(1, ids) < best - tie * best.abs().amax()).double().mean()
     return {"ids": float(wrong), "weights": relative(weight, wanted)}
@@ -177,6 +180,8 @@ def relative(got: Tensor, wanted: Tensor) -> float:
     """Return rms(got - wanted) / rms(wanted); of a zero `wanted` the largest difference. NaN counts as infinite."""
     if got.shape != wanted.shape:
         return float("inf")
+    if not wanted.numel():
+        return 0.0
     a, g = got.double(), wanted.double()
     scale = g.square().mean().sqrt()
     error = float((a - g).square().mean().sqrt() / scale) if scale > 0 else float((a - g).abs().max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -73,6 +74,7 @@ class KernelOps(Ops):
         if name not in self._hosts:
             return NotImplemented
         try:
+            _check_form(name, self._hosts[name], arguments, named)
             return self._hosts[name](self.launch, *arguments, **named)
         except self._refusals as error:
             self._refused[name] = str(error)
@@ -81,6 +83,18 @@ class KernelOps(Ops):
     def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
         result = self.attempt(name, *arguments, **named)
         return getattr(Ops, name)(*arguments, **named) if result is NotImplemented else result
+
+
+def _check_form(name: str, host: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Raise NotSupported for a form of the op that its kernels lack."""
+    known = inspect.signature(host).parameters
+    lacking = [option for option in named if option not in known]
+    if name == "attention" and arguments[2] is None:
+        lacking.append("no sink")
+    if name == "grouped_linear" and arguments[1].dim() == 3:
+        lacking.append("a weight [G, O, I]")
+    if lacking:
+        raise NotSupported(f"the kernels of {name} have no form with {', '.join(lacking)}")
 
 
 def load_host(name: str) -> Callable[..., Any]:

@@ -1,7 +1,9 @@
-"""Attention over a sliding window and selected compressed entries, with a sink and one shared K=V head.
+"""Attention of many heads over one shared entry a row, which is key and value at once: V4's and absorbed MLA's.
 
+V4 sees a sliding window and selected compressed entries, with a sink; MLA all entries before a token or selected ones.
 All sequences of a batch lie one after the other in the token dimension; which rows a token sees is data.
-Shape suffixes: T query tokens, H heads, C head channels, N window rows, M compressed rows, K selected rows.
+Shape suffixes: T query tokens, H heads, C head channels, V value channels, N window rows, M compressed rows,
+K selected rows.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Keys:
-    """What the queries attend to. Every entry is key and value at once.
+    """What the queries attend to. Every entry is key, and its first channels are value.
 
     `window_NC` with `window` ranges; `compressed_MC` (None in sliding-window layers) with `selected`: Ranges
     where every visible entry is seen (HCA, or fewer entries than index_topk), else int32 rows [T, K], ascending,
@@ -44,22 +46,33 @@ class Keys:
     compressed_MC: Tensor | None = None
     selected: Ranges | Tensor | None = None
 
+    @staticmethod
+    def chosen(entry_NC: Tensor, rows_TK: Tensor) -> Keys:
+        """Return keys of which each token sees only the rows (as `selected`) that were chosen for it: no window."""
+        none = torch.zeros(rows_TK.shape[0], dtype=torch.int32, device=rows_TK.device)
+        return Keys(entry_NC[:0], Ranges(none, none, 0, 0), entry_NC, rows_TK)
 
-def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor) -> Tensor:
-    """Softmax attention with scale C^-0.5; the sink adds exp(sink) to each head's denominator and no value.
 
-    Returns [T, H, C]. fp32 inside. A token sees at least its own window row.
+def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, *, scale: float | None = None,
+              value_width: int | None = None) -> Tensor:
+    """Softmax attention with `scale` (None: C^-0.5); the sink adds exp(sink) to a head's denominator and no value.
+
+    Returns [T, H, V]: V is `value_width`, the channels of an entry that are its value (None: all). fp32 inside.
+    A token sees at least one row.
     """
-    blocks = [_attend(query_THC, keys, sink_H, at) for at in range(0, query_THC.shape[0], _BLOCK)]
-    return torch.cat(blocks) if blocks else query_THC.clone()
+    blocks = [_attend(query_THC, keys, sink_H, (at, scale, value_width))
+              for at in range(0, query_THC.shape[0], _BLOCK)]
+    return torch.cat(blocks) if blocks else query_THC[..., :value_width].clone()
 
 
-def _attend(query_THC: Tensor, keys: Keys, sink_H: Tensor, at: int) -> Tensor:
-    prob_THK, entry_TKC = probabilities(query_THC, keys, sink_H, slice(at, at + _BLOCK))
-    return (prob_THK @ entry_TKC).to(query_THC.dtype)
+def _attend(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, form: tuple[int, float | None, int | None]) -> Tensor:
+    at, scale, value_width = form
+    prob_THK, entry_TKC = probabilities(query_THC, keys, sink_H, slice(at, at + _BLOCK), scale=scale)
+    return (prob_THK @ entry_TKC[..., :value_width]).to(query_THC.dtype)
 
 
-def probabilities(query_THC: Tensor, keys: Keys, sink_H: Tensor, span: slice) -> tuple[Tensor, Tensor]:
+def probabilities(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, span: slice, *,
+                  scale: float | None = None) -> tuple[Tensor, Tensor]:
     """Return a block's probabilities [t, H, K], the sink's left out, and entries [t, K, C], fp32; 0 where unseen.
 
     The first `keys.window.max_count` of K are the window's rows, the others the compressed ones.
@@ -72,8 +85,10 @@ def probabilities(query_THC: Tensor, keys: Keys, sink_H: Tensor, span: slice) ->
         entries.append(keys.compressed_MC[rows].float())
         masks.append(seen)
     entry_TKC, seen_TK = torch.cat(entries, 1), torch.cat(masks, 1)
-    logit_THK = query @ entry_TKC.transpose(1, 2) * query.shape[-1] ** -0.5
+    logit_THK = query @ entry_TKC.transpose(1, 2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     logit_THK = logit_THK.masked_fill(~seen_TK[:, None], float("-inf"))
+    if sink_H is None:
+        return logit_THK.softmax(-1), entry_TKC
     sink_TH1 = sink_H.float()[None, :, None].expand(query.shape[0], -1, 1)
     return torch.cat((logit_THK, sink_TH1), -1).softmax(-1)[..., :-1], entry_TKC
 
@@ -93,12 +108,14 @@ def selected_rows(selected: Ranges | Tensor, span: slice) -> tuple[Tensor, Tenso
     return rows.clamp_min(0), rows >= 0
 
 
-def attention_cost(query_THC: Tensor, keys: Keys, sink_H: Tensor) -> Cost:
-    """4HC FLOPs for every (token, row) pair that is seen; rows move once, queries in and out once."""
+def attention_cost(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, *, scale: float | None = None,
+                   value_width: int | None = None) -> Cost:
+    """2H(C + V) FLOPs for every (token, row) pair that is seen; rows move once, queries in and values out once."""
     _, heads, channels = query_THC.shape
+    out = channels if value_width is None else value_width
     return Cost(
-        4.0 * heads * channels * num_pairs(keys),
-        2 * nbytes(query_THC) + nbytes(keys.window_NC) + _compressed_bytes(keys),
+        2.0 * heads * (channels + out) * num_pairs(keys),
+        nbytes(query_THC) * (1 + out / channels) + nbytes(keys.window_NC) + _compressed_bytes(keys),
     )
 
 

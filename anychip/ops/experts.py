@@ -1,9 +1,11 @@
-"""Routing of tokens to experts, and the experts' clamped SwiGLU.
+"""Routing of tokens to experts, and the experts' SwiGLU, clamped (V4) or not (`limit` is infinite).
 
 Shape suffixes: T tokens, d hidden, E experts, K experts a token, F expert width (2F: gate rows, then up rows).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,29 +15,68 @@ from ..record import Cost
 from .linear import nbytes
 
 
-def route(
-    x_Td: Tensor, weight_Ed: Tensor, topk: int, *, bias_E: Tensor | None = None, ids_TK: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return expert ids int64 [T, K] and weights fp32 [T, K] that sum to 1 for each token.
+class RouteRule(NamedTuple):
+    """How a router scores and chooses.
 
-    Scores are sqrt(softplus(x W^T)) in fp32. Ids are the K largest of score + bias (ties to the lowest id), or
-    `ids_TK` in hash-routed layers; the bias takes no part in the weights.
+    `score`: sqrtsoftplus (V4), sigmoid (V3, GLM-5) or softmax over all experts (Qwen3). Of `groups` equal runs of
+    experts only the `kept_groups` best take part, by the sum of a group's two best biased scores (V3). `normalize`:
+    the weights of a token's experts sum to 1; else they are the scores.
     """
-    score_TE = router_scores(x_Td, weight_Ed)
+
+    score: str = "sqrtsoftplus"
+    groups: int = 1
+    kept_groups: int = 1
+    normalize: bool = True
+
+
+V4_RULE = RouteRule()
+_SCORES = {
+    "sqrtsoftplus": lambda logit_TE: F.softplus(logit_TE).sqrt(),
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda logit_TE: logit_TE.softmax(-1),
+}
+
+
+def route(
+    x_Td: Tensor, weight_Ed: Tensor, topk: int, *, bias_E: Tensor | None = None, ids_TK: Tensor | None = None,
+    rule: RouteRule = V4_RULE
+) -> tuple[Tensor, Tensor]:
+    """Return expert ids int64 [T, K] and weights fp32 [T, K].
+
+    Scores are the rule's of x W^T in fp32. Ids are the K largest of score + bias (ties to the lowest id) within the
+    kept groups, or `ids_TK` in hash-routed layers; the bias takes no part in the weights.
+    """
+    score_TE = router_scores(x_Td, weight_Ed, rule)
     if ids_TK is None:
-        choice = score_TE.detach() if bias_E is None else score_TE.detach() + bias_E.float()
-        ids_TK = choice.sort(dim=-1, descending=True, stable=True).indices[:, :topk]
+        ids_TK = _best(choice_scores(score_TE.detach(), bias_E, rule), topk)
     weight_TK = score_TE.gather(1, ids_TK.long())
-    return ids_TK.long(), weight_TK / weight_TK.sum(-1, keepdim=True)
+    return ids_TK.long(), weight_TK / weight_TK.sum(-1, keepdim=True) if rule.normalize else weight_TK
 
 
-def router_scores(x_Td: Tensor, weight_Ed: Tensor) -> Tensor:
-    """Return every expert's score for every token, sqrt(softplus(x W^T)), fp32 [T, E]."""
-    return F.softplus(F.linear(x_Td.float(), weight_Ed.float())).sqrt()
+def router_scores(x_Td: Tensor, weight_Ed: Tensor, rule: RouteRule = V4_RULE) -> Tensor:
+    """Return every expert's score for every token, the rule's of x W^T, fp32 [T, E]."""
+    scores: Tensor = _SCORES[rule.score](F.linear(x_Td.float(), weight_Ed.float()))
+    return scores
+
+
+def choice_scores(score_TE: Tensor, bias_E: Tensor | None, rule: RouteRule) -> Tensor:
+    """Return what experts are chosen by: score + bias, -inf outside the best groups (as the publisher's V3 code)."""
+    choice_TE = score_TE if bias_E is None else score_TE + bias_E.float()
+    if rule.kept_groups == rule.groups:
+        return choice_TE
+    choice_TGe = choice_TE.unflatten(1, (rule.groups, -1))
+    kept_TG = _best(choice_TGe.topk(2, dim=-1).values.sum(-1), rule.kept_groups)
+    out_TG = torch.ones_like(choice_TGe[..., 0], dtype=torch.bool).scatter(1, kept_TG, False)
+    return choice_TGe.masked_fill(out_TG[..., None], float("-inf")).flatten(1)
+
+
+def _best(score: Tensor, count: int) -> Tensor:
+    return score.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 def route_cost(
-    x_Td: Tensor, weight_Ed: Tensor, topk: int, *, bias_E: Tensor | None = None, ids_TK: Tensor | None = None
+    x_Td: Tensor, weight_Ed: Tensor, topk: int, *, bias_E: Tensor | None = None, ids_TK: Tensor | None = None,
+    rule: RouteRule = V4_RULE
 ) -> Cost:
     """The gate's product and about eight FLOPs a score."""
     scores = x_Td.shape[0] * weight_Ed.shape[0]
@@ -49,7 +90,7 @@ def swiglu(gate_up: Tensor, limit: float) -> Tensor:
 
 
 def mlp(x_Td: Tensor, w1_Fd: Tensor, w3_Fd: Tensor, w2_dF: Tensor, limit: float) -> Tensor:
-    """The shared expert: w2(silu(min(w1 x, limit)) * clamp(w3 x)); returns [T, d]."""
+    """A dense feed-forward layer or the shared expert: w2(silu(min(w1 x, limit)) * clamp(w3 x)); returns [T, d]."""
     gate_up = torch.cat((F.linear(x_Td, w1_Fd), F.linear(x_Td, w3_Fd)), -1)
     return F.linear(swiglu(gate_up, limit), w2_dF)
 

@@ -1,4 +1,4 @@
-"""Manifold-constrained hyper-connections (mHC): mixing n residual streams in and out of a sub-layer.
+"""Residual streams: manifold-constrained hyper-connections (mHC) mix n of them in and out of a sub-layer.
 
 Shape suffixes: T tokens, n streams, d hidden, m = 2n + n*n mixing logits. Report, section 2.2.
 """
@@ -76,6 +76,16 @@ def hc_head(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> Tens
     """Collapse the streams into one [T, d] before the last norm: sigmoid weights, no Sinkhorn."""
     logit = _logits(streams_Tnd, weights, rule.norm_eps)
     return _collapse(streams_Tnd, torch.sigmoid(logit * weights.scale.float() + weights.base.float()) + rule.eps)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Return `x + y`: the plain residual of models with one stream."""
+    return x + y
+
+
+def add_cost(x: Tensor, y: Tensor) -> Cost:
+    """One FLOP an element; two reads and one write."""
+    return Cost(float(x.numel()), 2 * nbytes(x) + nbytes(y))
 
 
 def hc_pre_cost(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> Cost:

@@ -23,17 +23,20 @@ def linear_cost(x_TI: Tensor, weight_OI: Tensor) -> Cost:
     return Cost(2.0 * rows * weight_OI.numel(), nbytes(x_TI, weight_OI) + rows * out * x_TI.element_size())
 
 
-def grouped_linear(x_TGI: Tensor, weight_PI: Tensor) -> Tensor:
-    """Map each of G groups with its own block of `weight` [G*O, I]; return [T, G*O] (report, section 2.3)."""
+def grouped_linear(x_TGI: Tensor, weight: Tensor) -> Tensor:
+    """Map each of G groups with its own block of `weight`; return [T, G*O] (V4's report, section 2.3).
+
+    `weight` is [G*O, I], or a view [G, O, I] with any strides (MLA's absorbed products take parts of wkv_b so).
+    """
     tokens, groups, width = x_TGI.shape
-    weight_GIO = weight_PI.view(groups, -1, width).transpose(1, 2)
+    weight_GIO = (weight if weight.dim() == 3 else weight.view(groups, -1, width)).transpose(1, 2)
     return x_TGI.transpose(0, 1).bmm(weight_GIO).transpose(0, 1).reshape(tokens, -1)
 
 
-def grouped_linear_cost(x_TGI: Tensor, weight_PI: Tensor) -> Cost:
+def grouped_linear_cost(x_TGI: Tensor, weight: Tensor) -> Cost:
     """Each token meets each weight once."""
-    out = x_TGI.shape[0] * weight_PI.shape[0]
-    return Cost(2.0 * x_TGI.shape[0] * weight_PI.numel(), nbytes(x_TGI, weight_PI) + out * x_TGI.element_size())
+    out = x_TGI.shape[0] * weight.numel() // x_TGI.shape[2]
+    return Cost(2.0 * x_TGI.shape[0] * weight.numel(), nbytes(x_TGI, weight) + out * x_TGI.element_size())
 
 
 def embed(ids_T: Tensor, weight_Vd: Tensor) -> Tensor:

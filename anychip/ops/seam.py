@@ -11,6 +11,7 @@ from ..record import Cost
 from . import attention as _attention
 from . import compress as _compress
 from . import experts as _experts
+from . import grouped as _grouped
 from . import hyper as _hyper
 from . import index as _index
 from . import linear as _linear
@@ -29,15 +30,18 @@ class Ops:
     grouped_linear = staticmethod(_linear.grouped_linear)
     embed = staticmethod(_linear.embed)
     rms_norm = staticmethod(_norm.rms_norm)
+    layer_norm = staticmethod(_norm.layer_norm)
     rope = staticmethod(_norm.rope)
     norm_rope = staticmethod(_norm.norm_rope)
     attention = staticmethod(_attention.attention)
+    grouped_attention = staticmethod(_grouped.grouped_attention)
     compress = staticmethod(_compress.compress)
     index_topk = staticmethod(_index.index_topk)
     route = staticmethod(_experts.route)
     router_scores = staticmethod(_experts.router_scores)
     mlp = staticmethod(_experts.mlp)
     experts = staticmethod(_experts.experts)
+    add = staticmethod(_hyper.add)
     hc_pre = staticmethod(_hyper.hc_pre)
     hc_post = staticmethod(_hyper.hc_post)
     hc_head = staticmethod(_hyper.hc_head)
@@ -78,14 +82,17 @@ COSTS: dict[str, Callable[..., Cost]] = {
     "grouped_linear": _linear.grouped_linear_cost,
     "embed": _linear.embed_cost,
     "rms_norm": _norm.rms_norm_cost,
+    "layer_norm": _norm.layer_norm_cost,
     "rope": _norm.rope_cost,
     "norm_rope": _norm.norm_rope_cost,
     "attention": _attention.attention_cost,
+    "grouped_attention": _grouped.grouped_attention_cost,
     "compress": _compress.compress_cost,
     "index_topk": _index.index_topk_cost,
     "route": _experts.route_cost,
     "mlp": _experts.mlp_cost,
     "experts": _experts.experts_cost,
+    "add": _hyper.add_cost,
     "hc_pre": _hyper.hc_pre_cost,
     "hc_post": _hyper.hc_post_cost,
     "hc_head": _hyper.hc_head_cost,

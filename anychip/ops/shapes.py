@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .attention import Keys, Ranges
+from .experts import V4_RULE, RouteRule
 from .hyper import HyperRule, HyperWeights
 from .seam import Ops
 
@@ -18,8 +19,8 @@ class ShapeOps(Ops):
         return x_TI.new_empty(*x_TI.shape[:-1], weight_OI.shape[0])
 
     @staticmethod
-    def grouped_linear(x_TGI: Tensor, weight_PI: Tensor) -> Tensor:
-        return x_TGI.new_empty(x_TGI.shape[0], weight_PI.shape[0])
+    def grouped_linear(x_TGI: Tensor, weight: Tensor) -> Tensor:
+        return x_TGI.new_empty(x_TGI.shape[0], weight.numel() // x_TGI.shape[2])
 
     @staticmethod
     def embed(ids_T: Tensor, weight_Vd: Tensor) -> Tensor:
@@ -30,16 +31,28 @@ class ShapeOps(Ops):
         return x.new_empty(x.shape)
 
     @staticmethod
-    def rope(x: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, inverse: bool = False) -> Tensor:
+    def layer_norm(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
         return x.new_empty(x.shape)
 
     @staticmethod
-    def norm_rope(x: Tensor, weight_C: Tensor | None, eps: float, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    def rope(x: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, inverse: bool = False, half: bool = False,
+             first: bool = False) -> Tensor:
         return x.new_empty(x.shape)
 
     @staticmethod
-    def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor) -> Tensor:
-        return query_THC.new_empty(query_THC.shape)
+    def norm_rope(x: Tensor, weight_C: Tensor | None, eps: float, cos_TR: Tensor, sin_TR: Tensor, *,
+                  half: bool = False) -> Tensor:
+        return x.new_empty(x.shape)
+
+    @staticmethod
+    def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, *, scale: float | None = None,
+                  value_width: int | None = None) -> Tensor:
+        return query_THC.new_empty(*query_THC.shape[:2], query_THC.shape[2] if value_width is None else value_width)
+
+    @staticmethod
+    def grouped_attention(query_THC: Tensor, key_NGC: Tensor, value_NGV: Tensor, ranges: Ranges,
+                          scale: float) -> Tensor:
+        return query_THC.new_empty(*query_THC.shape[:2], value_NGV.shape[2])
 
     @staticmethod
     def compress(
@@ -54,9 +67,13 @@ class ShapeOps(Ops):
 
     @staticmethod
     def route(x_Td: Tensor, weight_Ed: Tensor, topk: int, *, bias_E: Tensor | None = None,
-              ids_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+              ids_TK: Tensor | None = None, rule: RouteRule = V4_RULE) -> tuple[Tensor, Tensor]:
         shape = x_Td.shape[0], topk
         return x_Td.new_empty(shape, dtype=torch.int64), x_Td.new_empty(shape, dtype=torch.float32)
+
+    @staticmethod
+    def router_scores(x_Td: Tensor, weight_Ed: Tensor, rule: RouteRule = V4_RULE) -> Tensor:
+        return x_Td.new_empty(x_Td.shape[0], weight_Ed.shape[0], dtype=torch.float32)
 
     @staticmethod
     def mlp(x_Td: Tensor, w1_Fd: Tensor, w3_Fd: Tensor, w2_dF: Tensor, limit: float) -> Tensor:
@@ -65,6 +82,10 @@ class ShapeOps(Ops):
     @staticmethod
     def experts(x_Td: Tensor, ids_TK: Tensor, weight_TK: Tensor, banks: tuple[Tensor, Tensor], limit: float) -> Tensor:
         return x_Td.new_empty(x_Td.shape)
+
+    @staticmethod
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        return x.new_empty(x.shape)
 
     @staticmethod
     def hc_pre(streams_Tnd: Tensor, weights: HyperWeights, rule: HyperRule) -> tuple[Tensor, Tensor, Tensor]:

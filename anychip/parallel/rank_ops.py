@@ -18,9 +18,9 @@ from .expert import ExpertExchange
 
 # What each op's positional arguments are: rows (cut by block), weight (copied by block), other (as it is).
 _KINDS = {
-    "linear": "rw", "grouped_linear": "rw", "embed": "rw", "rms_norm": "rwo", "rope": "rrr", "norm_rope": "rworr",
-    "mlp": "rwwwo", "route": "rwo", "router_scores": "rw", "hc_pre": "rwo", "hc_post": "rrrr", "hc_head": "rwo",
-    "cross_entropy": "rwr",
+    "linear": "rw", "grouped_linear": "rw", "embed": "rw", "rms_norm": "rwo", "layer_norm": "rwwo", "rope": "rrr",
+    "norm_rope": "rworr", "mlp": "rwwwo", "route": "rwo", "router_scores": "rwo", "add": "rr", "hc_pre": "rwo",
+    "hc_post": "rrrr", "hc_head": "rwo", "cross_entropy": "rwr",
 }
 
 
@@ -81,12 +81,21 @@ class RankOps(Ops):
         return torch.cat([self._experts.run(self._inner, tuple(block), held[at], limit)
                           for at, block in enumerate(zip(*rows, strict=True))])
 
-    def attention(self, query_THC: Tensor, keys: Keys, sink_H: Tensor) -> Tensor:  # type: ignore[override]
+    def attention(self, query_THC: Tensor, keys: Keys, sink_H: Tensor | None, **form: Any) -> Tensor:  # type: ignore[override]
         blocks = self._weights.blocks
         if not self._weights.apart:
-            return self._inner.attention(query_THC, keys, sink_H)
+            return self._inner.attention(query_THC, keys, sink_H, **form)
         parts = zip(_cut(query_THC, blocks), _cut_keys(keys, blocks), self._weights.of(sink_H), strict=True)
-        return torch.cat([self._inner.attention(*part) for part in parts])
+        return torch.cat([self._inner.attention(*part, **form) for part in parts])
+
+    def grouped_attention(self, query_THC: Tensor, key_NGC: Tensor, value_NGV: Tensor,  # type: ignore[override]
+                          ranges: Ranges, scale: float) -> Tensor:
+        blocks, rows = self._weights.blocks, key_NGC.shape[0] // self._weights.blocks
+        if not self._weights.apart:
+            return self._inner.grouped_attention(query_THC, key_NGC, value_NGV, ranges, scale)
+        cut = [_cut(t, blocks) for t in (query_THC, key_NGC, value_NGV)]
+        parts = zip(*cut, _cut_ranges(ranges, rows, blocks), strict=True)
+        return torch.cat([self._inner.grouped_attention(q, k, v, seen, scale) for q, k, v, seen in parts])
 
     def compress(self, value_NW: Tensor, gate_NW: Tensor, ape_mW: Tensor, first_E: Tensor,  # type: ignore[override]
                  previous_E: Tensor | None) -> Tensor:
@@ -116,7 +125,7 @@ def _by_block(op: Callable[..., Any], kinds: str, weights: Copies, *, named: boo
     def run(*arguments: Any, **options: Any) -> Any:
         columns = [_cut(value, weights.blocks) if kind == "r" else
                    weights.of(value) if kind == "w" else (value,) * weights.blocks
-                   for kind, value in zip(kinds, arguments, strict=True)]
+                   for kind, value in zip(kinds, arguments, strict=False)]
         choices = [options] * weights.blocks
         if named and options.get("ids_TK") is not None:
             choices = [options | {"ids_TK": ids} for ids in _cut(options["ids_TK"], weights.blocks)]

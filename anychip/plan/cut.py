@@ -24,7 +24,7 @@ from .work import Call, Part, Split
 Array = npt.NDArray[np.float64]
 CLASSES = ("product", "experts", "attention", "index", "vector", "scan")
 _CLASS_OF = {"linear": "product", "grouped_linear": "product", "mlp": "product", "experts": "experts",
-             "attention": "attention", "dense_attention": "attention", "scan": "scan",
+             "attention": "attention", "grouped_attention": "attention", "dense_attention": "attention", "scan": "scan",
              "index_topk": "index", "index_scores": "index",
              "cross_entropy": "product", "route": "product", "hc_pre": "product", "hc_head": "product"}
 SCAN_CHUNK = 256

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ...cpp import CppLibrary
-from ...errors import ChipError
+from ....cpp import CppLibrary
+from ....errors import ChipError
 
 # No -ffast-math: a NaN must stay a NaN. Contraction to fused multiply-adds is allowed.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",

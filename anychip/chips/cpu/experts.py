@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import NotSupported
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
+from ...errors import NotSupported
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
 
 _F32 = torch.float32
 _PANEL = 16  # tokens a panel, as in tile.h

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
+from ...ops import Ops
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
 
 _F32 = torch.float32
 
@@ -32,8 +33,11 @@ def rms_norm(x: Tensor, weight_C: Tensor | None, eps: float) -> Tensor:
     return _norm_rope(x.contiguous(), weight_C, eps, None, 0)
 
 
-def norm_rope(x: Tensor, weight_C: Tensor | None, eps: float, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+def norm_rope(x: Tensor, weight_C: Tensor | None, eps: float, cos_TR: Tensor, sin_TR: Tensor, *,
+              half: bool = False) -> Tensor:
     """`ops.norm.norm_rope` in one pass. Raises NotSupported for other formats than fp32."""
+    if half:
+        return Ops.norm_rope(x, weight_C, eps, cos_TR, sin_TR, half=half)
     if not (x.dtype is cos_TR.dtype is sin_TR.dtype is _F32) or (weight_C is not None and weight_C.dtype is not _F32):
         refuse("norm_rope", x, weight_C, cos_TR, sin_TR)
     angles = cos_TR.contiguous(), sin_TR.contiguous()
@@ -95,8 +99,11 @@ class _NormRope(torch.autograd.Function):
         return dx, dweight, None, None, None
 
 
-def rope(x: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, inverse: bool = False) -> Tensor:
+def rope(x: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, inverse: bool = False, half: bool = False,
+         first: bool = False) -> Tensor:
     """`ops.norm.rope` in one pass. Raises NotSupported for other formats than fp32."""
+    if half or first:
+        return Ops.rope(x, cos_TR, sin_TR, inverse=inverse, half=half, first=first)
     if not (x.dtype is cos_TR.dtype is sin_TR.dtype is _F32):
         refuse("rope", x, cos_TR, sin_TR)
     cos, sin, sign = cos_TR.contiguous(), sin_TR.contiguous(), -1.0 if inverse else 1.0

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
-from .cpu_linear import linear
+from ...ops import Ops
+from ...ops.experts import V4_RULE, RouteRule
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
+from .linear import linear
 
 _F32 = torch.float32
 _FEW = 8  # up to this many tokens one kernel does the gate's product too
@@ -25,9 +27,12 @@ def _kernels() -> SimpleNamespace:
 
 
 def route(
-    x_Td: Tensor, weight_Ed: Tensor, topk: int, *, bias_E: Tensor | None = None, ids_TK: Tensor | None = None
+    x_Td: Tensor, weight_Ed: Tensor, topk: int, *, bias_E: Tensor | None = None, ids_TK: Tensor | None = None,
+    rule: RouteRule = V4_RULE
 ) -> tuple[Tensor, Tensor]:
     """`ops.experts.route`, fused. Raises NotSupported for other formats than fp32, IndexError for a foreign id."""
+    if rule != V4_RULE:
+        return Ops.route(x_Td, weight_Ed, topk, bias_E=bias_E, ids_TK=ids_TK, rule=rule)
     if not (x_Td.dtype is weight_Ed.dtype is _F32) or (bias_E is not None and bias_E.dtype is not _F32):
         refuse("route", x_Td, weight_Ed, bias_E)
     num_experts = weight_Ed.shape[0]

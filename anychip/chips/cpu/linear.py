@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
-from .cpu_product import product
+from ...ops import Ops
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
+from .product import product
 
 _F32 = torch.float32
 _FEW = 8  # up to this many tokens streaming beats a product
@@ -40,18 +41,20 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     return out
 
 
-def grouped_linear(x_TGI: Tensor, weight_PI: Tensor) -> Tensor:
+def grouped_linear(x_TGI: Tensor, weight: Tensor) -> Tensor:
     """`ops.linear.grouped_linear` without copies. Raises NotSupported for other formats than fp32."""
-    if not (x_TGI.dtype is weight_PI.dtype is _F32):
-        refuse("grouped_linear", x_TGI, weight_PI)
-    if wants_grad(x_TGI, weight_PI):
-        result: Tensor = _GroupedLinear.apply(x_TGI, weight_PI)
+    if not (x_TGI.dtype is weight.dtype is _F32):
+        refuse("grouped_linear", x_TGI, weight)
+    if weight.dim() == 3:
+        return Ops.grouped_linear(x_TGI, weight)
+    if wants_grad(x_TGI, weight):
+        result: Tensor = _GroupedLinear.apply(x_TGI, weight)
         return result
     tokens, groups, inputs = x_TGI.shape
     if tokens > _FEW:
-        return _grouped(x_TGI, weight_PI)
-    out = torch.empty(tokens, weight_PI.shape[0])
-    x, weight = x_TGI.contiguous(), weight_PI.contiguous()
+        return _grouped(x_TGI, weight)
+    out = torch.empty(tokens, weight.shape[0])
+    x, weight = x_TGI.contiguous(), weight.contiguous()
     _kernels().linear_few(
         tokens, groups, inputs, weight.shape[0] // groups, x.data_ptr(), weight.data_ptr(), out.data_ptr()
     )

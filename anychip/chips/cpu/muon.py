@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ..ops.orthogonal import STEPS, Matrices, MuonRule, step_size
-from .cpu_bind import bind, refuse
-from .cpu_kernels import load_library
+from ...ops.orthogonal import STEPS, Matrices, MuonRule, step_size
+from .bind import bind, refuse
+from .kernels import load_library
 
 _F32 = torch.float32
 

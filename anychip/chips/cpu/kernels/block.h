@@ -1,5 +1,5 @@
 // What a whole block of a few tokens works on: its weights, one layer's buffers of the decode state, the pass's plan,
-// and memory to work in. The first three are filled by cpu_block.py field by field, in this order; each field is 8 bytes.
+// and memory to work in. The first three are filled by block.py field by field, in this order; each field is 8 bytes.
 #pragma once
 #include <cstdint>
 

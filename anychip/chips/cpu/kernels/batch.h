@@ -1,4 +1,4 @@
-// A pass of the whole model over new tokens of many sequences: what it is given, filled by cpu_batch.py field by field in
+// A pass of the whole model over new tokens of many sequences: what it is given, filled by batch.py field by field in
 // this order (each field is 8 bytes), and how its threads share the work.
 //
 // No number of a token depends on which other tokens are in the pass, on how many threads there are, or on how a prompt

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from .cpu_bind import bind
-from .cpu_kernels import load_library
+from .bind import bind
+from .kernels import load_library
 
 
 @cache

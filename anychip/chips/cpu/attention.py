@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import NotSupported
-from ..ops import Keys, Ranges
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
+from ...errors import NotSupported
+from ...ops import Keys, Ops, Ranges
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
 
 _F32 = torch.float32
 
@@ -25,8 +25,11 @@ def _kernels() -> SimpleNamespace:
     })  # fmt: skip
 
 
-def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor) -> Tensor:
+def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, *, scale: float | None = None,
+              value_width: int | None = None) -> Tensor:
     """`ops.attention.attention`, fused. Raises NotSupported for other formats than fp32 or C not a multiple of 8."""
+    if sink_H is None or scale is not None or value_width is not None:
+        return Ops.attention(query_THC, keys, sink_H, scale=scale, value_width=value_width)
     window, chosen = keys.window_NC, keys.compressed_MC
     if not (query_THC.dtype is window.dtype is sink_H.dtype is _F32) or not (chosen is None or chosen.dtype is _F32):
         refuse("attention", query_THC, window, chosen, sink_H)

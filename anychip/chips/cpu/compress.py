@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
 
 _F32 = torch.float32
 

@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..model import Transformer
-from ..model.paged import PagedBatch, PagedCache
-from .cpu_bind import bind
-from .cpu_block import pack_weights
-from .cpu_kernels import load_library
+from ...model import Transformer
+from ...model.paged import PagedBatch, PagedCache
+from .bind import bind
+from .block import pack_weights
+from .kernels import load_library
 
 _MODEL = ("layers", "vocab", "window", "half", "blocks", "embed", "head", "norm", "hc_fn", "hc_base", "hc_scale",
           "e_proj", "h_proj", "enorm", "hnorm", "mtp_norm", "mtp_fn", "mtp_base", "mtp_scale", "near_cos", "near_sin",

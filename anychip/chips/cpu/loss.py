@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
-from .cpu_product import product
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
+from .product import product
 
 _F32 = torch.float32
 _CHUNK_BYTES = 16 * 2**20  # logits that exist at once: they stay in the last-level cache

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..model.plan import LayerPlan
-from ..model.state import LayerCache, State
-from .cpu_bind import bind
-from .cpu_kernels import load_library
+from ...model.plan import LayerPlan
+from ...model.state import LayerCache, State
+from .bind import bind
+from .kernels import load_library
 
 _F32 = torch.float32
 _ADDRESS, _FORMAT = Tensor.data_ptr, attrgetter("dtype")

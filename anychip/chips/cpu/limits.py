@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import torch
 
-from .facts import ChipFacts, Fact
+from ..facts import ChipFacts, Fact
 
 GEMM_SIZES = (1024, 2048)  # square products; the faster one is the limit
 STREAM_BYTES = 256 << 20  # far larger than any cache

@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..errors import NotSupported
-from ..ops.hyper import HyperRule, HyperWeights
-from .cpu_bind import bind, refuse, wants_grad
-from .cpu_kernels import load_library
+from ...errors import NotSupported
+from ...ops.hyper import HyperRule, HyperWeights
+from .bind import bind, refuse, wants_grad
+from .kernels import load_library
 
 _F32 = torch.float32
 _MAX_STREAMS, _MAX_ITERS = 4, 64  # what the kernels are built for

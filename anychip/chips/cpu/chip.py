@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..ops import Ops
-from ..record import Kind
-from .base import Chip
-from .cpu_limits import measure_limits
-from .facts import ChipFacts
+from ...ops import Ops
+from ...record import Kind
+from ..base import Chip
+from ..facts import ChipFacts
+from .limits import measure_limits
 
 
 def open_cpu(*, reference: bool) -> Chip:
@@ -23,7 +23,7 @@ def open_cpu(*, reference: bool) -> Chip:
     """
     ops = Ops()
     if not reference:
-        from .cpu import CpuOps  # builds and loads the library: only when asked for
+        from .ops import CpuOps  # builds and loads the library: only when asked for
 
         ops = CpuOps()
     name = "cpu:reference" if reference else "cpu"

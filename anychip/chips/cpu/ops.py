@@ -7,12 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops import Ops
-from ..ops.orthogonal import Matrices, MuonRule
-from . import cpu_attention, cpu_compress, cpu_experts, cpu_hyper, cpu_linear, cpu_loss, cpu_muon, cpu_norm, cpu_route
-from .cpu_batch import Batches
-from .cpu_block import Blocks
-from .cpu_kernels import load_library
+from ...ops import Ops
+from ...ops.orthogonal import Matrices, MuonRule
+from . import attention as _attention
+from . import compress as _compress
+from . import experts as _experts
+from . import hyper as _hyper
+from . import linear as _linear
+from . import loss as _loss
+from . import muon as _muon
+from . import norm as _norm
+from . import route as _route
+from .batch import Batches
+from .block import Blocks
+from .kernels import load_library
 
 
 class CpuOps(Ops):
@@ -21,32 +29,32 @@ class CpuOps(Ops):
     Building one loads the kernels' library, which is compiled at first use. Raises ChipError where that fails.
     """
 
-    linear = staticmethod(cpu_linear.linear)
-    grouped_linear = staticmethod(cpu_linear.grouped_linear)
-    embed = staticmethod(cpu_linear.embed)
-    rms_norm = staticmethod(cpu_norm.rms_norm)
-    rope = staticmethod(cpu_norm.rope)
-    norm_rope = staticmethod(cpu_norm.norm_rope)
-    attention = staticmethod(cpu_attention.attention)
-    index_topk = staticmethod(cpu_attention.index_topk)
-    compress = staticmethod(cpu_compress.compress)
-    route = staticmethod(cpu_route.route)
-    mlp = staticmethod(cpu_experts.mlp)
-    experts = staticmethod(cpu_experts.experts)
-    hc_pre = staticmethod(cpu_hyper.hc_pre)
-    hc_post = staticmethod(cpu_hyper.hc_post)
-    hc_head = staticmethod(cpu_hyper.hc_head)
-    cross_entropy = staticmethod(cpu_loss.cross_entropy)
+    linear = staticmethod(_linear.linear)
+    grouped_linear = staticmethod(_linear.grouped_linear)
+    embed = staticmethod(_linear.embed)
+    rms_norm = staticmethod(_norm.rms_norm)
+    rope = staticmethod(_norm.rope)
+    norm_rope = staticmethod(_norm.norm_rope)
+    attention = staticmethod(_attention.attention)
+    index_topk = staticmethod(_attention.index_topk)
+    compress = staticmethod(_compress.compress)
+    route = staticmethod(_route.route)
+    mlp = staticmethod(_experts.mlp)
+    experts = staticmethod(_experts.experts)
+    hc_pre = staticmethod(_hyper.hc_pre)
+    hc_post = staticmethod(_hyper.hc_post)
+    hc_head = staticmethod(_hyper.hc_head)
+    cross_entropy = staticmethod(_loss.cross_entropy)
 
     def __init__(self) -> None:
         load_library()
         self._blocks, self._batches = Blocks(), Batches()
 
     def orthogonalize(self, stack_BMN: Tensor) -> Tensor:
-        return cpu_muon.orthogonalize(stack_BMN)
+        return _muon.orthogonalize(stack_BMN)
 
     def muon(self, groups: Sequence[Matrices], rule: MuonRule) -> None:
-        cpu_muon.muon(groups, rule)
+        _muon.muon(groups, rule)
 
     def block(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: Any, cache: Any) -> Tensor | None:
         """Run a whole block of a few tokens with a state in one kernel; None for any other pass."""
