@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,15 +41,32 @@ class Fault:
 
 
 class PatchedOps(Ops):
-    """`inner`'s ops with some of them replaced; the coarse block op is off, since it would pass the others by."""
+    """`inner`'s ops with some of them replaced; the coarse block op is off, since it would pass the others by.
+
+    A call in a form that a replacement's signature does not take (or attention without a sink) is `inner`'s own.
+    """
 
     def __init__(self, inner: Ops, replaced: dict[str, Callable[..., Any]]) -> None:
         self._inner, self._replaced = inner, replaced
         for name in COSTS:
-            setattr(self, name, replaced.get(name) or getattr(inner, name))
+            own = getattr(inner, name)
+            setattr(self, name, _replacement(replaced[name], own) if name in replaced else own)
 
     def at(self, layer: str) -> Ops:
         return PatchedOps(self._inner.at(layer), self._replaced)
+
+
+def _replacement(replaced: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    known = inspect.signature(replaced).parameters.values()
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known)
+    names = {p.name for p in known}
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        no_sink = {"scale"} if len(arguments) > 2 and arguments[2] is None else set[str]()  # both came together
+        fits = takes_all or named.keys() | no_sink <= names
+        return (replaced if fits else own)(*arguments, **named)
+
+    return call
 
 
 def op_fault(op: str, text: str, resembles: str = "") -> Callable[[OpsPatch], Fault]:

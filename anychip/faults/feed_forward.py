@@ -228,8 +228,8 @@ def bf16_accumulation(ops: Ops) -> Op:
 @op_fault("grouped_linear", "every group uses the first group's block of the output projection")
 def output_groups_share_a_block(ops: Ops) -> Op:
     def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
-        groups = x.shape[1]
-        return ops.grouped_linear(x, weight[: weight.shape[0] // groups].repeat(groups, 1))
+        blocks = weight if weight.dim() == 3 else weight.unflatten(0, (x.shape[1], -1))
+        return ops.grouped_linear(x, blocks[:1].expand_as(blocks).reshape(weight.shape))
 
     return grouped_linear
 
