@@ -167,6 +167,20 @@ def test_corrupt_tokenizer_files_are_refused(shipped: Tokenizer, tmp_path: Path)
         open_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_carries_its_chat_template_and_may_have_no_bos(shipped: Tokenizer, tmp_path: Path) -> None:
+    shipped.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"bos_token": None, "eos_token": {"content": "<｜User｜>"}, "chat_template": [
+        {"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = open_tokenizer(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.start, tokenizer.eos_id, tokenizer.chat_template) == (None, [], 3, "d")
+    assert tokenizer.specials == {"eos_token": "<｜User｜>", "pad_token": "<｜▁pad▁｜>"}
+    (tmp_path / "chat_template.jinja").write_text("{{ é }}")
+    open_tokenizer(tmp_path).save(tmp_path / "copy")
+    assert open_tokenizer(tmp_path / "copy").chat_template == "{{ é }}" and shipped.chat_template is None
+
+
 @needs_deepseek
 def test_deepseek_v4_tokenizer_opens_by_name_and_round_trips() -> None:
     tokenizer = open_tokenizer("deepseek-v4")

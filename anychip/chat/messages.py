@@ -39,7 +39,38 @@ class Message:
 
 def read_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
     """Return the turns of messages in OpenAI's form, merged and ordered. Raises InputError with every reason."""
+    return _ordered(_merged(_checked(messages, [])))
+
+
+def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as chat templates take them: content as text, calls with objects of arguments, developers as
+    system. Raises InputError with every reason, DeepSeek-V4's own additions among them.
+    """
     problems: list[str] = []
+    given = list(messages)
+    for i, message in enumerate(given):
+        problems += [f"messages[{i}].{name} is DeepSeek-V4's only" for name in ("task", "tools", "response_format")
+                     if message.get(name)]
+        if message.get("role") == "latest_reminder":
+            problems.append(f"messages[{i}].role is 'latest_reminder', DeepSeek-V4's only")
+    found = []
+    for turn in _checked(given, problems):
+        role = "tool" if turn.blocks and turn.blocks[0][0] is not None else turn.role
+        plain: dict[str, Any] = {"role": "system" if role == "developer" else role,
+                                 "content": turn.blocks[0][1] if turn.blocks else turn.content}
+        if turn.reasoning:
+            plain["reasoning_content"] = turn.reasoning
+        if turn.calls:
+            plain["tool_calls"] = [{"type": "function", "id": call.call_id, "function": {
+                "name": call.name, "arguments": call.arguments}} for call in turn.calls]
+        if role == "tool":
+            plain["tool_call_id"] = turn.blocks[0][0]
+        found.append(plain | ({"wo_eos": True} if turn.wo_eos and role == "assistant" else {}))
+    return found
+
+
+def _checked(messages: Iterable[Mapping[str, Any]], problems: list[str]) -> list[Message]:
+    """Return each message as a turn. Raises InputError with these reasons and every other."""
     found = []
     for i, message in enumerate(messages):
         before = len(problems)
@@ -50,7 +81,7 @@ def read_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
         problems.append("messages is empty: give at least one")
     if problems:
         raise InputError("cannot encode the messages: " + "; ".join(problems))
-    return _ordered(_merged(found))
+    return found
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]], where: str, problems: list[str]) -> tuple[dict[str, Any], ...]:

@@ -7,24 +7,13 @@ within one) becomes content, byte for byte, from the first byte that belongs to 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .layout import (
-    CALLS_CLOSE,
-    CALLS_OPEN,
-    END_THINK,
-    EOS,
-    INVOKE_CLOSE,
-    INVOKE_OPEN,
-    PARAMETER_CLOSE,
-    PARAMETER_OPEN,
-)
-
-_BEFORE_CALLS = "\n\n"  # belongs to the block of calls, not to the content before it
-_SPACE = " \t\r\n"
-_Steps = Generator[None, None, None]
+from .layout import END_THINK, THINK
+from .reader import SPACE, Malformed, Reader, Steps
+from .syntax import V4, Syntax
 
 
 @dataclass(frozen=True)
@@ -59,16 +48,20 @@ class ChatParser:
     """Takes a completion's text piece by piece: `feed` each, then `finish`, and use the deltas they return.
 
     thinking: the prompt ended with `<think>`, so the text begins with reasoning. calls: look for calls of tools; else
-    they are content. A block of calls ends the reasoning, even without `</think>`. The end-of-sentence token ends the
-    completion, wherever it is; what follows is ignored.
+    they are content. A block of calls ends the reasoning, even without `</think>`. The syntax's end texts (V4: the
+    end-of-sentence token) end the completion, wherever they are; what follows is ignored. tools: the tools that may be
+    called, in OpenAI's form; GLM's calls do not say themselves what is a string.
     """
 
-    def __init__(self, *, thinking: bool = False, calls: bool = True) -> None:
+    def __init__(self, *, thinking: bool = False, calls: bool = True, syntax: Syntax = V4,
+                 tools: Sequence[Mapping[str, Any]] = ()) -> None:
         self.malformed: str | None = None
         self.num_calls = 0
-        self.in_reasoning, self._look = thinking, calls
+        self.in_reasoning, self.syntax = thinking, syntax
+        self._blocks = {syntax.block: syntax.before} if calls else {}
+        self._types = _types(tools)
         self._text, self._at = "", 0
-        self._whole, self._done = False, False
+        self.whole, self._done = False, False
         self._found: list[Delta] = []
         self._steps = self._run()
         next(self._steps)
@@ -79,17 +72,22 @@ class ChatParser:
             return []
         held = len(self._text) - self._at
         self._text, self._at = self._text[self._at:] + text, 0
-        end = self._text.find(EOS, max(0, held - len(EOS) + 1))
-        if end >= 0:
-            self._text, self._whole = self._text[:end], True
+        found = [self._text.find(end, max(0, held - len(end) + 1)) for end in self.syntax.ends]
+        if any(place >= 0 for place in found):
+            self._text, self.whole = self._text[:min(place for place in found if place >= 0)], True
         return self._advance()
 
     def finish(self) -> list[Delta]:
         """Return what was held back: the completion ends here."""
         if self._done:
             return []
-        self._whole = True
+        self.whole = True
         return self._advance()
+
+    @property
+    def rest(self) -> str:
+        """The text that has not been given out yet."""
+        return self._text[self._at:]
 
     def _advance(self) -> list[Delta]:
         try:
@@ -99,65 +97,85 @@ class ChatParser:
         found, self._found = self._found, []
         return found
 
-    def _run(self) -> _Steps:
+    def _run(self) -> Steps:
         """Read the completion, pausing where more text is needed."""
         yield
-        opening = (CALLS_OPEN,) if self._look else ()
+        pad = self.syntax.pad
+        if self.in_reasoning:
+            yield from self._skip(pad)
+        elif self.syntax.opens:
+            yield from self._open()
         while True:
-            marks = (END_THINK, *opening) if self.in_reasoning else opening
+            marks = {END_THINK: pad, **self._blocks} if self.in_reasoning else self._blocks
             mark = yield from self._copy(marks, self.in_reasoning)
             if not mark:
                 return
-            made = (yield from self._block(self.in_reasoning)) if mark == CALLS_OPEN else 0
-            self.in_reasoning = self.in_reasoning and mark == CALLS_OPEN and not made
+            if mark == END_THINK:
+                self.in_reasoning = False
+                yield from self._skip(pad)
+            elif (yield from self._block(self.in_reasoning)):
+                self.in_reasoning = False
 
-    def _copy(self, marks: Sequence[str], reasoning: bool) -> Generator[None, None, str]:
+    def _open(self) -> Steps:
+        """Pass over the `<think>` that the answer begins with, if it does."""
+        while not self.whole and (not (begun := self.rest.lstrip(SPACE)) or (
+                begun != THINK and THINK.startswith(begun))):
+            yield
+        begun = self.rest.lstrip(SPACE)
+        if begun.startswith(THINK):
+            self._at = len(self._text) - len(begun) + len(THINK)
+            self.in_reasoning = True
+            yield from self._skip(self.syntax.pad)
+
+    def _copy(self, marks: Mapping[str, str], reasoning: bool) -> Generator[None, None, str]:
         """Give out text until one of the marks, and return it; "" at the end of the text.
 
-        Tags are passed over, but reading stays before a block of calls and the empty line that belongs to it.
+        Each mark has white space that belongs to it. Tags are passed over, but reading stays before a block of calls
+        and its white space.
         """
-        held = (*marks, EOS, _BEFORE_CALLS + CALLS_OPEN)
+        held = (*marks, *self.syntax.ends, *(before + mark for mark, before in marks.items()))
         while True:
             places = [(place, mark) for mark in marks if (place := self._text.find(mark, self._at)) >= 0]
             if places:
                 place, mark = min(places)
-                calls = mark == CALLS_OPEN
-                before = self._text[self._at:place]
-                text = before.removesuffix(_BEFORE_CALLS) if calls else before
+                text = self._text[self._at:place].removesuffix(marks[mark])
                 self._give(text, reasoning)
-                self._at += len(text) if calls else len(text) + len(mark)
+                self._at = self._at + len(text) if mark in self._blocks else place + len(mark)
                 return mark
-            end = len(self._text) - (0 if self._whole else _overlap(self._text[self._at:], held))
+            end = len(self._text) - (0 if self.whole else _overlap(self.rest, held))
             self._give(self._text[self._at:end], reasoning)
             self._at = end
-            if self._whole:
+            if self.whole:
                 return ""
             yield
 
     def _block(self, reasoning: bool) -> Generator[None, None, int]:
         """Read a block of calls; return how many it makes. `_at` moves on only past whole calls."""
-        reader, made = _Reader(self), 0
-        reader.at = opened = self._text.index(CALLS_OPEN, self._at) - self._at + len(CALLS_OPEN)
+        syntax, reader, made = self.syntax, Reader(self, self._types), 0
+        reader.at = opened = self._text.index(syntax.block, self._at) - self._at + len(syntax.block)
         try:
-            while (yield from reader.tag((INVOKE_OPEN, CALLS_CLOSE))) == INVOKE_OPEN:
-                name, arguments = yield from reader.invoke()
+            while not syntax.close or (yield from reader.tag((syntax.call, syntax.close))) == syntax.call:
+                name, arguments = yield from syntax.read(reader)
                 self._found.append(Delta(call=ToolCall(self.num_calls, name, arguments)))
                 self.num_calls, made = self.num_calls + 1, made + 1
                 self._at, reader.at = self._at + reader.at, 0
+                if not syntax.close:
+                    break
             self._at += reader.at
-            yield from self._skip_space()
-        except _Malformed as reason:
+            yield from self._skip(SPACE)
+        except Malformed as reason:
             self.malformed = self.malformed or str(reason)
             if not made:  # then the opening tag is text
                 self._give(self._text[self._at:self._at + opened], reasoning)
                 self._at += opened
         return made
 
-    def _skip_space(self) -> _Steps:
-        while True:
-            rest = self._text[self._at:].lstrip(_SPACE)
+    def _skip(self, space: str) -> Steps:
+        """Pass over these characters."""
+        while space:
+            rest = self.rest.lstrip(space)
             self._at = len(self._text) - len(rest)
-            if rest or self._whole:
+            if rest or self.whole:
                 return
             yield
 
@@ -166,86 +184,24 @@ class ChatParser:
             self._found.append(Delta(reasoning=text) if reasoning else Delta(content=text))
 
 
-class _Malformed(Exception):
-    """What looked like a call is none: why."""
-
-
-class _Reader:
-    """Reads one invocation, at `at` characters behind the parser's place, which stays until the call is whole."""
-
-    def __init__(self, parser: ChatParser) -> None:
-        self._parser, self.at = parser, 0
-
-    def invoke(self) -> Generator[None, None, tuple[str, str]]:
-        """Return the name and the arguments, from behind the name's opening quote."""
-        name = yield from self._until('">')
-        if not name or '"' in name or "\n" in name:
-            raise _Malformed(f"a call has the name {name[:60]!r}")
-        arguments: dict[str, str] = {}
-        while (yield from self.tag((PARAMETER_OPEN, INVOKE_CLOSE))) == PARAMETER_OPEN:
-            key = yield from self._until('" string="')
-            kind = yield from self._until('">')
-            value = yield from self._until(PARAMETER_CLOSE)
-            if kind not in ("true", "false"):
-                raise _Malformed(f'the parameter {key!r} of {name} has string="{kind[:60]}", not true or false')
-            if key in arguments:
-                raise _Malformed(f"{name} has the parameter {key!r} twice")
-            arguments[key] = json.dumps(value, ensure_ascii=False) if kind == "true" else _checked(key, value)
-        pairs = ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in arguments.items())
-        return name, "{" + pairs + "}"
-
-    def tag(self, tags: Sequence[str]) -> Generator[None, None, str]:
-        """Pass over white space and one of the tags; return which."""
-        while True:
-            rest = self._rest().lstrip(_SPACE)
-            for tag in tags:
-                if rest.startswith(tag):
-                    self.at += len(self._rest()) - len(rest) + len(tag)
-                    return tag
-            if not any(tag.startswith(rest) for tag in tags):
-                raise _Malformed(f"{rest[:60]!r} stands where {' or '.join(tags)} must")
-            yield from self._more()
-
-    def _until(self, mark: str) -> Generator[None, None, str]:
-        """Return the text up to a mark, which is passed over."""
-        seen = 0
-        while True:
-            rest = self._rest()
-            place = rest.find(mark, seen)
-            if place >= 0:
-                self.at += place + len(mark)
-                return rest[:place]
-            seen = max(0, len(rest) - len(mark) + 1)
-            yield from self._more()
-
-    def _rest(self) -> str:
-        return self._parser._text[self._parser._at + self.at:]
-
-    def _more(self) -> _Steps:
-        if self._parser._whole:
-            raise _Malformed("the completion ends within a call")
-        yield
-
-
-def parse_completion(text: str, *, thinking: bool = False, calls: bool = True) -> Completion:
+def parse_completion(text: str, *, thinking: bool = False, calls: bool = True, syntax: Syntax = V4,
+                     tools: Sequence[Mapping[str, Any]] = ()) -> Completion:
     """Return a whole completion's parts (see ChatParser)."""
-    parser = ChatParser(thinking=thinking, calls=calls)
+    parser = ChatParser(thinking=thinking, calls=calls, syntax=syntax, tools=tools)
     deltas = parser.feed(text) + parser.finish()
     return Completion("".join(delta.reasoning for delta in deltas), "".join(delta.content for delta in deltas),
                       tuple(delta.call for delta in deltas if delta.call is not None), parser.malformed)
 
 
-def _checked(key: str, value: str) -> str:
-    """Return a JSON value's text, stripped."""
-    try:
-        json.loads(value, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise _Malformed(f"the parameter {key!r} is not JSON: {error}") from error
-    return value.strip()
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+def _types(tools: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """The JSON type that each tool declares for each parameter."""
+    found: dict[tuple[str, str], str] = {}
+    for tool in tools:
+        function = tool.get("function", tool)
+        properties = (function.get("parameters") or {}).get("properties") or {}
+        found |= {(str(function.get("name")), str(key)): str(value.get("type")) for key, value in properties.items()
+                  if isinstance(value, Mapping)}
+    return found
 
 
 def _overlap(text: str, marks: Sequence[str]) -> int:

