@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from anychip.cli import build
 from anychip.errors import InputError
+from anychip.plan.as_json import validation_json
 from anychip.plan.cluster import parse_cluster
 from anychip.plan.constants import constants
 from anychip.plan.cost import Spent, compare, cost_of, given_price
@@ -20,10 +21,11 @@ from anychip.plan.expect import expect
 from anychip.plan.fit import Serving
 from anychip.plan.layout_text import parse_layout
 from anychip.plan.models import find_model
+from anychip.plan.parallel import Parallel
 from anychip.plan.pools import Request, plan_pools
 from anychip.plan.rows import read_rows
 from anychip.plan.serve import Traffic, largest_batch, plan_decode, plan_prefill
-from anychip.plan.train import TrainPlan
+from anychip.plan.train import TrainJob, TrainPlan, plan_train
 from anychip.plan.validate import GROUPS, TARGETS, Validation, held_out_linear, validate
 
 
@@ -46,6 +48,23 @@ def test_errors_are_within_their_targets(judged: Validation, group: str) -> None
 def test_failure_rows_with_rate_and_size_are_within_a_factor_of_1_25(judged: Validation) -> None:
     rows = judged.of(GROUPS[3])
     assert len(rows) >= 5 and all(1 / 1.25 < j.predicted / j.published < 1.25 for j in rows)
+
+
+def test_constants_name_the_rows_that_they_were_fitted_on(judged: Validation) -> None:
+    c = constants()
+    assert set(c.fitted_on("train.product_bf16")) == {j.row["id"] for j in judged.of(GROUPS[0])}
+    assert set(c.fitted_on("serve.memory")) == {j.row["id"] for j in judged.of(GROUPS[2])}
+    assert c.fitted_on("stack.modellink")[0] == "MLK-3" and not c.fitted_on("train.memory")
+    found = validation_json(judged)["constants"]["stack.automodel"]
+    assert found["low"] < found["value"] < found["high"] and "AM-9" in found["fitted_on"]
+
+
+def test_a_step_in_several_passes_fills_the_pipeline_each_time() -> None:
+    model, cluster = find_model("llama3-8b"), parse_cluster("8xh100")
+    whole, twice = (plan_train(model, cluster, Parallel(2, 1, 4), TrainJob(32, 4096, passes=passes))
+                    for passes in (1, 2))
+    assert twice.parts_s["pipeline bubble"] == pytest.approx(2 * whole.parts_s["pipeline bubble"], rel=0.01)
+    assert twice.parts_s["compute and transfers"] == pytest.approx(whole.parts_s["compute and transfers"])
 
 
 def test_a_card_of_two_dies_is_two_devices(judged: Validation) -> None:
@@ -182,8 +201,6 @@ def test_an_unknown_failure_rate_is_said_and_shown_as_a_sensitivity() -> None:
 
 def test_the_bound_of_training_is_all_products_at_peak() -> None:
     from anychip.plan.expect import roofline_bound
-    from anychip.plan.parallel import Parallel
-    from anychip.plan.train import TrainJob, plan_train
 
     plan: TrainPlan = plan_train(find_model("llama3-8b"), parse_cluster("8xh100"), Parallel(8, shard="full"),
                                  TrainJob(64, 8192))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..record import Kind
+from .constants import constants
 from .fit import Fit
 from .memory import TrainMemory
 from .pools import Pools
@@ -73,7 +74,7 @@ def pools_json(pools: Pools) -> dict[str, Any]:
 
 
 def validation_json(found: Validation) -> dict[str, Any]:
-    """Return every row, the groups' errors with their targets, and the constants' rows."""
+    """Return every row, the groups' errors with their targets, and the constants with the rows each was fitted on."""
     groups = {}
     for group in GROUPS:
         rows, median, high = found.summary(group)
@@ -83,5 +84,9 @@ def validation_json(found: Validation) -> dict[str, Any]:
     rows_json = [{"id": j.row["id"], "group": j.group, "predicted": j.predicted, "published": j.published,
                   "error": j.error, "held_out_error": j.held_out, "unit": j.row["unit"], "as_planned": j.note,
                   "source": j.row["source"]} for j in found.judged]
-    return {"groups": groups, "rows": rows_json,
+    c = constants()
+    constants_json = {name: {"value": constant.value, "meaning": constant.meaning, "low": constant.low,
+                             "high": constant.high, "fitted_on": c.fitted_on(name)}
+                      for name, constant in c.by_name.items()}
+    return {"groups": groups, "rows": rows_json, "constants": constants_json,
             "not_modelled": [{"id": row["id"], "reason": reason} for row, reason in found.unusable]}

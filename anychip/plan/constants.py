@@ -26,7 +26,8 @@ class Constant:
 
 @dataclass(frozen=True)
 class Constants:
-    """All constants by name. `rows` names the published rows that they were fitted on, by group."""
+    """All constants by name. `rows` are the ids of the published rows that a group was fitted on: `train` (and its
+    `stack.*`, but for those that have rows of their own) or `serve`."""
 
     by_name: Mapping[str, Constant]
     rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -37,6 +38,13 @@ class Constants:
     def get(self, name: str, default: float) -> float:
         """Return a constant's value, or `default` where there is none of that name."""
         return self.by_name[name].value if name in self.by_name else default
+
+    def fitted_on(self, name: str) -> tuple[str, ...]:
+        """Return the ids of the published rows that a constant was fitted on, none where it was not fitted."""
+        if not self.by_name[name].fitted:
+            return ()
+        group = "serve" if name.startswith("serve.") else "train"
+        return self.rows[name] if name in self.rows else self.rows[group]
 
     def with_values(self, values: Mapping[str, float]) -> Constants:
         """Return a copy with other values."""

@@ -100,11 +100,11 @@ def show_validation(found: Validation, console: Console, *, rows: bool = True) -
             table.add_row(row["id"], reason[:200])
         console.print(table)
     c = constants()
-    table = Table("constant", Column("value", justify="right"), "fitted", "meaning",
-                  title="constants: train.* and stack.* fitted on the training rows with a stated layout "
-                        "(stack.modellink on its own rows), serve.* on the serving rows")
+    table = Table("constant", Column("value", justify="right"), Column("fitted on", justify="right"), "meaning",
+                  title="constants, and how many rows each was fitted on (--json and constants.toml name them)")
     for name, constant in c.by_name.items():
-        table.add_row(name, f"{constant.value:.4g}", "yes" if constant.fitted else "no", constant.meaning)
+        on = len(c.fitted_on(name))
+        table.add_row(name, f"{constant.value:.4g}", f"{on} rows" if on else "not fitted", constant.meaning)
     console.print(table)
     table = Table("group", "rows", "median |error|", "90 of 100 below", "held out: median", "90 of 100", "target")
     for group in GROUPS:

@@ -14,7 +14,7 @@ from .cut import Share, cut
 from .imbalance import expert_load
 from .layer_times import LayerTime, layer_times
 from .models import Model
-from .parallel import Parallel
+from .parallel import Parallel, divisors
 from .schedule import Task, orders
 from .simulate import Timeline, pipeline_needs, simulate
 from .times import WIDTHS, Rates, rates
@@ -28,7 +28,8 @@ class TrainJob:
     `balanced` takes the experts as evenly loaded (most published runs force it), otherwise their load is drawn from
     `imbalance.expert_load`. `stack` names the training software whose fitted efficiency applies (empty: none);
     `graphs` that its calls start from recorded graphs, `overlapped` that dense layers' products are cut into pieces
-    to overlap with tensor-parallel transfers.
+    to overlap with tensor-parallel transfers. `passes` is how often a step fills and drains the pipeline (gradients
+    accumulated outside of it). `torch_attention`: attention runs in torch's own kernels, not the vendor's.
     """
 
     sequences: int
@@ -38,6 +39,8 @@ class TrainJob:
     stack: str = ""
     graphs: bool = False
     overlapped: bool = True
+    passes: int = 1
+    torch_attention: bool = False
 
     @property
     def tokens(self) -> int:
@@ -89,7 +92,10 @@ def plan_train(model: Model, cluster: Cluster, parallel: Parallel, job: TrainJob
     """
     c = c or constants()
     work = model.work(Batch(parallel.micro_batch, job.length, training=True))
-    parallel.check(work.shape, len(work.layers), cluster.count, job.sequences)
+    if job.passes < 1 or job.sequences % job.passes:
+        raise ConfigError(f"passes={job.passes} does not divide the batch of {job.sequences} sequences; use "
+                          f"{divisors(job.sequences)}")
+    parallel.check(work.shape, len(work.layers), cluster.count, job.sequences // job.passes)
     times = job_times(work, cluster, parallel, job, c)
     return assemble(model, work, times, (cluster, parallel, job), c, trace=trace)
 
@@ -97,7 +103,7 @@ def plan_train(model: Model, cluster: Cluster, parallel: Parallel, job: TrainJob
 def job_times(work: Work, cluster: Cluster, p: Parallel, job: TrainJob, c: Constants) -> dict[str, LayerTime]:
     """Return every part's times of a micro-batch: they depend on tensor, context, expert, micro_batch, recompute."""
     r = _stacked(rates(cluster.facts, job.precision, c, graphs=job.graphs,
-                       attention_kernels="torch" if job.stack in ("torchtitan", "automodel") else ""), c, job.stack)
+                       attention_kernels="torch" if job.torch_attention else ""), c, job.stack)
     r = replace(r, weight_width=WIDTHS[job.precision], expert_width=WIDTHS[job.precision])
     return layer_times(work, cluster, p, (r, c), overlapped=job.overlapped and not work.shape.experts)
 
@@ -111,7 +117,8 @@ def assemble(model: Model, work: Work, times: dict[str, LayerTime], asked: tuple
     chunks = [(forward * slowest, backward * slowest)
               for forward, backward in place_layers(work, times, parallel, c, load)]
     micros = parallel.micro_batches(job.sequences)
-    pipeline, timeline, busy = _pipeline(work, cluster, parallel, (chunks, micros), trace=trace)
+    pipeline, timeline, busy = _pipeline(work, cluster, parallel, (chunks, micros // job.passes), trace=trace)
+    pipeline, busy = pipeline * job.passes, busy * job.passes
     gradients = _gradients_s(work, cluster, parallel, (micros, busy), c)
     optimizer = _optimizer_s(work, cluster, parallel)
     parts = {"compute and transfers": busy, "pipeline bubble": pipeline - busy, "gradients": gradients,

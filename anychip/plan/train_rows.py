@@ -75,9 +75,11 @@ def train_case(row: Row) -> TrainCase:
     if not any(word in row.words for word in ("recompute", " ac", "checkpointing")):
         parallel = least_recompute(model, cluster, parallel, TrainJob(sequences, length))
     stack = row_stack(row)
-    graphs = not stack and cluster.facts.name.startswith("gb")  # the recipes for NVL72 racks record graphs
+    # Megatron-Bridge's recipes for NVL72 racks record graphs, those for single nodes mostly do not
+    graphs = row["system"].startswith("Megatron-Bridge") and cluster.facts.name.startswith("gb")
     job = TrainJob(sequences, length, row_precision(row), balanced, stack, graphs,
-                   stack != "torchtitan" or "asynctp" in row.words)
+                   stack != "torchtitan" or "asynctp" in row.words, _passes(row, parallel, sequences),
+                   stack == "torchtitan" or "sdpa" in row.words or "flexattn" in row.words)
     return TrainCase(row, model, cluster, parallel, job, published, metric, per_chip, stated)
 
 
@@ -104,7 +106,7 @@ def _stated_layout(row: Row, cluster: Cluster, degrees: dict[str, int], length: 
     if cluster.count % fixed:  # a cluster's round size: the job takes what its layout divides
         cluster = usual_cluster(cluster.facts, cluster.count // fixed * fixed)
     virtual = _virtual(row, degrees)
-    full = ("include recompute", "megatron-lm readme", "full ac", "activation recompute")
+    full = ("include recompute", "megatron-lm readme", "full ac", "activation recompute", "activation checkpointing")
     again = "full" if any(word in row.words for word in full) else (
         "selective" if "selective ac" in row.words or "selective op ac" in row.words else "none")
     p = Parallel(data=cluster.count // fixed, virtual=virtual, recompute=again,
@@ -112,13 +114,22 @@ def _stated_layout(row: Row, cluster: Cluster, degrees: dict[str, int], length: 
                  schedule=_schedule(row, virtual), **degrees)
     p = replace(p, expert=_common(p.expert, p.data * p.context * p.tensor))
     tokens = first_number(row["batch_tokens"])
-    if tokens and p.pipeline == 1 and "torchtitan" in row["system"] and "micro_batch" not in degrees:
-        p = replace(p, micro_batch=max(round(tokens / length / p.data), 1))  # a rank's batch in one go
+    if tokens and "torchtitan" in row["system"] and "micro_batch" not in degrees:
+        # a rank's batch in one go, or in as many micro-batches as the pipeline has ranks (its default)
+        p = replace(p, micro_batch=max(round(tokens / length / p.data / p.pipeline), 1))
     unit = p.data * p.micro_batch
     sequences = round(tokens / length) if tokens else unit * max(8 * p.pipeline, 8 if p.pipeline > 1 else 1)
     if p.schedule == "interleaved":
         unit *= p.pipeline  # its micro-batches come in whole groups
     return p, max(round(sequences / unit), 1) * unit
+
+
+def _passes(row: Row, p: Parallel, sequences: int) -> int:
+    """How often a step runs the pipeline: NeMo AutoModel's GA counts whole local batches."""
+    stated = re.search(r"(?<![A-Z])GA ?(\d+)", row["parallelism"].upper())
+    if stated is None or row_stack(row) != "automodel" or p.pipeline == 1:
+        return 1
+    return _common(int(stated[1]), p.micro_batches(sequences) // p.pipeline)
 
 
 def _common(expert: int, ranks: int) -> int:
@@ -127,11 +138,13 @@ def _common(expert: int, ranks: int) -> int:
 
 
 def _virtual(row: Row, degrees: dict[str, int]) -> int:
-    """Chunks of a pipeline rank: as stated; four where Llama 3's paper or the row says interleaved and no number."""
+    """Chunks of a pipeline rank: as stated; where the row says interleaved and no number, or Llama 3's paper, four."""
     stated = degrees.pop("virtual", 0)
     if degrees.get("pipeline", 1) == 1:
         return 1
     usual = 4 if "interleaved" in row.words or row["system"].startswith("Llama 3 paper") else 1
+    if usual > 1 and row_stack(row) == "torchtitan":
+        usual = 2  # its default
     return stated or usual
 
 
