@@ -92,7 +92,7 @@ def activation_bytes(work: Work, p: Parallel, job: TrainJob) -> float:
     count = sum(work.count[name] for name in set(work.layers))
     per_layer = sum(kept_per_layer(work, name, p) * work.count[name] for name in set(work.layers)) / count
     layers = count / p.pipeline
-    flight = in_flight(p, p.micro_batches(job.sequences))
+    flight = in_flight(p, p.micro_batches(job.sequences) // job.passes)
     ends = sum(work.parts[name].kept * n for name, n in work.count.items() if name in ("head", "mtp"))
     ends = ends / (p.context * p.tensor) if p.pipeline == 1 else 0.0
     again = 0.0 if p.recompute != "full" else max(work.parts[n].kept for n in work.layers) / (p.context * p.tensor)
