@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
 from ..errors import ConfigError
 from .files import CONFIG
 
 _LAYER_TYPES = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
 _RATIOS = {name: ratio for ratio, name in _LAYER_TYPES.items()}
-_OWN = frozenset(field.name for field in dataclasses.fields(ModelConfig))
+_OWN = frozenset(field.name for field in dataclasses.fields(DeepseekV4Config))
 # Fields of the maths that transformers' form holds in another way; the rest have one name in both.
 _RESHAPED = frozenset(
     {"compress_ratios", "num_hash_layers", "rope_scaling", "rope_theta", "qk_rope_head_dim"}
@@ -74,6 +74,7 @@ def publisher_config(config: ModelConfig, format: str) -> dict[str, Any]:
 
 def transformers_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """Return the config.json that transformers' DeepseekV4Config writes for this model."""
+    config = only(config, DeepseekV4Config, "transformers' form of config.json")
     fields = {
         name: value for name, value in config.to_dict().items() if name not in _RESHAPED | {"topk_method"}
     }
@@ -81,7 +82,7 @@ def transformers_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     main = {"rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": rotary}
     compress = main | {"rope_theta": config.compress_rope_theta}
     if config.rope_scaling is not None:
-        compress |= dataclasses.asdict(config.rope_scaling) | {"rope_type": "yarn", "attention_factor": 1.0}
+        compress |= config.to_dict()["rope_scaling"] | {"rope_type": "yarn", "attention_factor": 1.0}
         del compress["type"]
     return fields | {
         "dtype": dtype,

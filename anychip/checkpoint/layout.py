@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
 
 Index = tuple[int | slice, ...]
 CSA = 4
@@ -45,7 +45,7 @@ class Piece:
 
 def pieces(config: ModelConfig) -> Iterator[Piece]:
     """Every published tensor of a model, scales left out; the parts of one model tensor follow in its order."""
-    c = config
+    c = only(config, DeepseekV4Config, "this checkpoint layout")
     yield _plain("embed.weight", Role.DENSE, c.vocab_size, c.hidden_size)
     for layer, ratio in enumerate(c.compress_ratios):
         is_mtp = layer >= c.num_hidden_layers
@@ -69,7 +69,7 @@ def _plain(name: str, role: Role, *shape: int) -> Piece:
     return Piece(name, shape, role, name)
 
 
-def _attention(c: ModelConfig, prefix: str, ratio: int) -> Iterator[Piece]:
+def _attention(c: DeepseekV4Config, prefix: str, ratio: int) -> Iterator[Piece]:
     heads = c.num_attention_heads * c.head_dim
     yield _plain(prefix + "wq_a.weight", Role.LINEAR, c.q_lora_rank, c.hidden_size)
     yield _plain(prefix + "wq_b.weight", Role.LINEAR, heads, c.q_lora_rank)
@@ -89,7 +89,7 @@ def _attention(c: ModelConfig, prefix: str, ratio: int) -> Iterator[Piece]:
         yield from _compressor(c, prefix + "indexer.compressor.", CSA, c.index_head_dim)
 
 
-def _compressor(c: ModelConfig, prefix: str, ratio: int, channels: int) -> Iterator[Piece]:
+def _compressor(c: DeepseekV4Config, prefix: str, ratio: int, channels: int) -> Iterator[Piece]:
     width = channels * (2 if ratio == CSA else 1)  # CSA's windows overlap: each token feeds two entries
     yield _plain(prefix + "wkv.weight", Role.DENSE, width, c.hidden_size)
     yield _plain(prefix + "wgate.weight", Role.DENSE, width, c.hidden_size)
@@ -97,7 +97,7 @@ def _compressor(c: ModelConfig, prefix: str, ratio: int, channels: int) -> Itera
     yield _plain(prefix + "ape", Role.EXACT, ratio, width)
 
 
-def _experts(c: ModelConfig, prefix: str, hashed: bool) -> Iterator[Piece]:
+def _experts(c: DeepseekV4Config, prefix: str, hashed: bool) -> Iterator[Piece]:
     count, width, d = c.n_routed_experts, c.moe_intermediate_size, c.hidden_size
     yield _plain(prefix + "gate.weight", Role.DENSE, count, d)
     if hashed:
@@ -117,7 +117,7 @@ def _experts(c: ModelConfig, prefix: str, hashed: bool) -> Iterator[Piece]:
     yield _plain(prefix + "shared_experts.w2.weight", Role.LINEAR, d, width)
 
 
-def _norms_and_streams(c: ModelConfig, prefix: str) -> Iterator[Piece]:
+def _norms_and_streams(c: DeepseekV4Config, prefix: str) -> Iterator[Piece]:
     n, d = c.hc_mult, c.hidden_size
     for site in ("attn", "ffn"):
         yield _plain(f"{prefix}{site}_norm.weight", Role.DENSE, d)
@@ -126,13 +126,13 @@ def _norms_and_streams(c: ModelConfig, prefix: str) -> Iterator[Piece]:
         yield _plain(f"{prefix}hc_{site}_scale", Role.EXACT, 3)
 
 
-def _head_streams(c: ModelConfig, prefix: str) -> Iterator[Piece]:
+def _head_streams(c: DeepseekV4Config, prefix: str) -> Iterator[Piece]:
     yield _plain(prefix + "hc_head_fn", Role.EXACT, c.hc_mult, c.hc_mult * c.hidden_size)
     yield _plain(prefix + "hc_head_base", Role.EXACT, c.hc_mult)
     yield _plain(prefix + "hc_head_scale", Role.EXACT, 1)
 
 
-def _mtp_only(c: ModelConfig, prefix: str) -> Iterator[Piece]:
+def _mtp_only(c: DeepseekV4Config, prefix: str) -> Iterator[Piece]:
     for name in ("e_proj", "h_proj"):
         yield _plain(f"{prefix}{name}.weight", Role.LINEAR, c.hidden_size, c.hidden_size)
     for name in ("enorm", "hnorm", "norm"):

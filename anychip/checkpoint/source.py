@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
 from ..errors import CheckpointError
 from . import codec
 from .configs import read_config
@@ -65,7 +65,8 @@ class Source:
         return value, scale if scale is not None and scale.dtype is torch.float8_e8m0fnu else None
 
     def _in_table(self, part: Part, value: Tensor) -> bool:
-        low, high, count = int(value.min()), int(value.max()), self.config.n_routed_experts
+        low, high = int(value.min()), int(value.max())
+        count = only(self.config, DeepseekV4Config, part.name).n_routed_experts
         if low < 0 or high >= count:
             self.problems.add(
                 "out of range", f"{part.name} has expert ids {low} to {high}; there are {count} experts"

@@ -107,7 +107,7 @@ def judge_layers(layer: Callable[..., Any], chosen: WeightSet, dtype: str,
     for case in shipped_layers(chosen):
         name = f"layer {case.index}, {len(case.ids)} tokens"
         tell(name)
-        streams = layer_input(embed, case.ids, chosen.config.hc_mult)
+        streams = layer_input(embed, case.ids, chosen.config.num_streams)
         part, seen = f"one layer: {case.kind}", len(case.positions)
         try:
             given = torch.as_tensor(layer(case.index, streams, list(case.ids))).detach().cpu()

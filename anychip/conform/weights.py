@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import convert, save_checkpoint
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
 from ..errors import InputError, nearest
 from ..model import Transformer
 from ..ops import Ops
@@ -94,11 +94,12 @@ def widened(chosen: WeightSet, index_head_dim: int) -> WeightSet:
     epsilon counts for more by the ratio of the widths. Raises InputError where the new width is not a power of four
     times the old one (2^n is exact in the weight).
     """
-    old, ratio = chosen.config.index_head_dim, index_head_dim // chosen.config.index_head_dim
+    config = only(chosen.config, DeepseekV4Config, "a wider indexer")
+    old, ratio = config.index_head_dim, index_head_dim // config.index_head_dim
     if index_head_dim != old * ratio or ratio not in (1, 4, 16, 64):
         raise InputError(f"index_head_dim={index_head_dim} must be {old} times 1, 4, 16 or 64")
     weights = {name: _widen(name, tensor, old, ratio) for name, tensor in chosen.weights.items()}
-    return replace(chosen, config=replace(chosen.config, index_head_dim=index_head_dim), weights=weights)
+    return replace(chosen, config=replace(config, index_head_dim=index_head_dim), weights=weights)
 
 
 def _widen(name: str, tensor: Tensor, old: int, ratio: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ..config import DeepseekV4Config, only
 from ..model import Transformer
 from ..ops import COSTS, Ops
 
@@ -35,8 +36,9 @@ class Fault:
         return PatchedOps(inner, {} if self.op is None else {self.part: self.op(inner)})
 
     def prepare(self, model: Transformer) -> None:
-        """Plant the fault in a built and loaded model."""
+        """Plant the fault in a built and loaded model. Raises NotSupported where it is not of the V4 family."""
         if self.model is not None:
+            only(model.config, DeepseekV4Config, f"the planted fault {self.name}")
             self.model(model)
 
 

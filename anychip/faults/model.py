@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ..model import Layout, State, Transformer
 from ..model.block import Block
+from ..model.compressed import Compressed
+from ..model.moe import MoE
 from ..model.plan import LayerPlan, Plan
+from ..model.rotary import turns
 from ..ops import Ops, Ranges
 from .fault import model_fault
 
@@ -19,6 +22,16 @@ from .fault import model_fault
 def blocks_of(model: Transformer) -> list[Block]:
     """Return the model's blocks, the MTP block not among them."""
     return [block for block in model.layers if isinstance(block, Block)]
+
+
+def attentions_of(model: Transformer) -> list[Compressed]:
+    """Return their attention sub-layers."""
+    return [block.attn for block in blocks_of(model) if isinstance(block.attn, Compressed)]
+
+
+def mixtures_of(model: Transformer) -> list[MoE]:
+    """Return their mixtures of experts."""
+    return [block.ffn for block in blocks_of(model) if isinstance(block.ffn, MoE)]
 
 
 def _change_plan(model: Transformer, change: Callable[[int, LayerPlan, Plan], LayerPlan]) -> None:
@@ -44,7 +57,7 @@ def _wrap(module: torch.nn.Module, around: Callable[..., Any]) -> None:
 @model_fault("window", "a token sees one row too few of its sliding window")
 def window_off_by_one(model: Transformer) -> None:
     def change(ratio: int, layer: LayerPlan, plan: Plan) -> LayerPlan:
-        full = (layer.window.count == model.config.sliding_window).int()
+        full = (layer.window.count == model.config.kinds[ratio].window).int()
         window = replace(layer.window, start=layer.window.start + full, count=layer.window.count - full)
         return replace(layer, window=window)
 
@@ -57,7 +70,7 @@ def window_crosses_samples(model: Transformer) -> None:
         if plan.state is not None:
             return layer
         last = layer.window.start + layer.window.count
-        count = last.clamp_max(model.config.sliding_window)
+        count = last.clamp_max(model.config.kinds[ratio].window)
         return replace(layer, window=replace(layer.window, start=last - count, count=count,
                                              max_count=int(count.max())))
 
@@ -95,8 +108,9 @@ def rope_theta_wrong(model: Transformer) -> None:
     def change(ratio: int, layer: LayerPlan, plan: Plan) -> LayerPlan:
         if not ratio:
             return layer
-        plain = Plan(model.config, plan.layout, plan.state, plan.device).layer(0)
-        return _scaled_angles(layer, plain.cos_TR, plain.sin_TR)
+        rope = replace(model.config.kinds[ratio].rope, theta=model.config.rope_theta, yarn=None)
+        cos, sin = turns(plan.positions_T, rope)
+        return _scaled_angles(layer, cos.to(plan.device), sin.to(plan.device))
 
     _change_plan(model, change)
 
@@ -136,14 +150,12 @@ def decode_position_off_by_one(model: Transformer) -> None:
 
 @model_fault("entry_angles", "a compressed entry is rotated at its last token's position, not its first's")
 def entry_rotated_at_last_token(model: Transformer) -> None:
-    from ..model.rotary import angles, inverse_frequencies
-
     def change(ratio: int, layer: LayerPlan, plan: Plan) -> LayerPlan:
         if layer.pooling is None:
             return layer
         spans = zip(plan.layout.starts, plan.layout.ends, strict=True)
         closed = torch.cat([torch.arange(a // ratio, b // ratio) * ratio + ratio - 1 for a, b in spans])
-        cos, sin = angles(closed, inverse_frequencies(model.config, ratio))
+        cos, sin = turns(closed, model.config.kinds[ratio].rope)
         return replace(layer, pooling=replace(layer.pooling, cos_ER=cos, sin_ER=sin))
 
     _change_plan(model, change)
@@ -181,9 +193,9 @@ def overlap_lost_between_chunks(model: Transformer) -> None:
 @model_fault("compressor_state", "a compressor's open tokens are lost between chunks: zeros stand in their place",
              "GDzhu01/vllm-ascend-deepseekv4#131")
 def compressor_state_lost(model: Transformer) -> None:
-    for block in blocks_of(model):
-        if block.attn.compressor is not None:
-            _wrap(block.attn.compressor, _forgetful)
+    for attn in attentions_of(model):
+        if attn.compressor is not None:
+            _wrap(attn.compressor, _forgetful)
 
 
 def _forgetful(forward: Callable[..., Tensor], x: Tensor, layer: LayerPlan, cache: Any, ops: Ops) -> Tensor:
@@ -209,27 +221,27 @@ def stale_window_rows(model: Transformer) -> None:
 
 @model_fault("hash_table", "hash routing looks up the token before")
 def hash_table_shifted(model: Transformer) -> None:
-    for block in blocks_of(model):
-        if block.ffn.gate.tid2eid is not None:
-            _wrap(block.ffn, lambda forward, x, ids, ops: forward(x, ids.roll(1), ops))
+    for ffn in mixtures_of(model):
+        if ffn.gate.tid2eid is not None:
+            _wrap(ffn, lambda forward, x, ids, ops: forward(x, ids.roll(1), ops))
 
 
 @model_fault("routing_scale", "routing weights are multiplied by the scaling factor twice")
 def routing_scaled_twice(model: Transformer) -> None:
-    for block in blocks_of(model):
-        block.ffn.scale = block.ffn.scale**2
+    for ffn in mixtures_of(model):
+        ffn.scale = ffn.scale**2
 
 
 @model_fault("routing_scale", "routing weights are not multiplied by the scaling factor")
 def routing_scale_missing(model: Transformer) -> None:
-    for block in blocks_of(model):
-        block.ffn.scale = 1.0
+    for ffn in mixtures_of(model):
+        ffn.scale = 1.0
 
 
 @model_fault("shared_expert", "the shared expert's output is not added")
 def shared_expert_missing(model: Transformer) -> None:
-    for block in blocks_of(model):
-        _wrap(block.ffn, lambda forward, x, ids, ops: forward(x, ids, _without_mlp(ops)))
+    for ffn in mixtures_of(model):
+        _wrap(ffn, lambda forward, x, ids, ops: forward(x, ids, _without_mlp(ops)))
 
 
 def _without_mlp(ops: Ops) -> Ops:
@@ -240,15 +252,17 @@ def _without_mlp(ops: Ops) -> Ops:
 
 @model_fault("swiglu_limit", "the config's clamp is read as twice its value")
 def clamp_limit_wrong(model: Transformer) -> None:
-    for block in blocks_of(model):
-        block.ffn.limit = 2 * block.ffn.limit
+    for ffn in mixtures_of(model):
+        ffn.limit *= 2
+        if ffn.shared_experts is not None:
+            ffn.shared_experts.limit = ffn.limit
 
 
 @model_fault("indexer", "every visible entry is attended to: the indexer's choice is ignored")
 def indexer_ignored(model: Transformer) -> None:
-    for block in blocks_of(model):
-        if block.attn.indexer is not None:
-            _wrap(block.attn.indexer, lambda forward, x, latent, layer, cache, ops:
+    for attn in attentions_of(model):
+        if attn.indexer is not None:
+            _wrap(attn.indexer, lambda forward, x, latent, layer, cache, ops:
                   (forward(x, latent, layer, cache, ops), layer.visible)[1])
 
 
@@ -272,5 +286,5 @@ def mtp_on_the_wrong_token(model: Transformer) -> None:
 
 @model_fault("gradient", "the residual path through the attention sub-layers gets no gradient")
 def attention_gradient_dropped(model: Transformer) -> None:
-    for block in blocks_of(model):
-        _wrap(block.attn, lambda forward, *arguments: forward(*arguments).detach())
+    for attn in attentions_of(model):
+        _wrap(attn, lambda forward, *arguments: forward(*arguments).detach())

@@ -14,7 +14,7 @@ from ..model.plan import LayerPlan, Plan
 from ..model.rotary import angles
 from ..ops import Ops
 from .fault import PatchedOps, model_fault
-from .model import _change_plan, _wrap, blocks_of
+from .model import _change_plan, _wrap, attentions_of, mixtures_of
 
 
 def _with_ops(module: torch.nn.Module, patch: Callable[[Ops], dict[str, Callable[..., Any]]]) -> None:
@@ -25,8 +25,8 @@ def _with_ops(module: torch.nn.Module, patch: Callable[[Ops], dict[str, Callable
 
 @model_fault("hash_table", "one hash layer too few: the last of them routes by score")
 def hash_layer_routed_by_score(model: Transformer) -> None:
-    last = [block for block in blocks_of(model) if block.ffn.gate.tid2eid is not None][-1]
-    last.ffn.gate.tid2eid = None
+    last = [ffn for ffn in mixtures_of(model) if ffn.gate.tid2eid is not None][-1]
+    last.gate.tid2eid = None
 
 
 @model_fault("weights", "the MTP block's projections of embedding and hidden are loaded the wrong way round")
@@ -38,21 +38,21 @@ def mtp_projections_swapped(model: Transformer) -> None:
 @model_fault("weights", "the query latent's norm is loaded as ones: its name occurs at two levels")
 def query_norm_not_loaded(model: Transformer) -> None:
     with torch.no_grad():
-        blocks_of(model)[2].attn.q_norm.weight.fill_(1.0)
+        attentions_of(model)[2].q_norm.weight.fill_(1.0)
 
 
 @model_fault("data flow", "heads are grouped by stride instead of neighbours before the output projection")
 def heads_grouped_by_stride(model: Transformer) -> None:
     def patch(ops: Ops) -> dict[str, Callable[..., Any]]:
         def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
-            channels, heads = model.config.head_dim, model.config.num_attention_heads
+            channels, heads = model.config.kinds[0].channels, model.config.num_attention_heads
             by_head = x.reshape(x.shape[0], heads // x.shape[1], x.shape[1], channels).transpose(1, 2)
             return ops.grouped_linear(by_head.reshape(x.shape).contiguous(), weight)
 
         return {"grouped_linear": grouped_linear}
 
-    for block in blocks_of(model):
-        _with_ops(block.attn, patch)
+    for attn in attentions_of(model):
+        _with_ops(attn, patch)
 
 
 @model_fault("window", "in a batch, a sequence reads the window of the sequence before it", "vllm-project/vllm#43385")
@@ -72,10 +72,11 @@ def yarn_without_ramp(model: Transformer) -> None:
     config = model.config
 
     def change(ratio: int, layer: LayerPlan, plan: Plan) -> LayerPlan:
-        if not ratio or config.rope_scaling is None:
+        rope = config.kinds[ratio].rope
+        if rope.yarn is None:
             return layer
-        step = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32) / config.qk_rope_head_dim
-        cos, sin = angles(plan.positions_T, 1 / config.compress_rope_theta**step / config.rope_scaling.factor)
+        step = torch.arange(0, rope.channels, 2, dtype=torch.float32) / rope.channels
+        cos, sin = angles(plan.positions_T, 1 / rope.theta**step / rope.yarn.factor)
         return replace(layer, cos_TR=cos, sin_TR=sin)
 
     _change_plan(model, change)
@@ -109,24 +110,24 @@ def windows_counted_over_samples(model: Transformer) -> None:
 
 @model_fault("shared_expert", "the routed experts' scaling factor multiplies the shared expert too")
 def shared_expert_scaled_too(model: Transformer) -> None:
-    for block in blocks_of(model):
-        scale = block.ffn.scale
-        _with_ops(block.ffn, lambda ops, scale=scale: {  # type: ignore[misc]
+    for ffn in mixtures_of(model):
+        scale = ffn.scale
+        _with_ops(ffn, lambda ops, scale=scale: {  # type: ignore[misc]
             "mlp": lambda *arguments: ops.mlp(*arguments) * scale})
 
 
 @model_fault("gradient", "compressed entries get no gradient: they are read from a cache")
 def compressor_gradient_dropped(model: Transformer) -> None:
-    for block in blocks_of(model):
-        if block.attn.compressor is not None:
-            _wrap(block.attn.compressor, lambda forward, *arguments: forward(*arguments).detach())
+    for attn in attentions_of(model):
+        if attn.compressor is not None:
+            _wrap(attn.compressor, lambda forward, *arguments: forward(*arguments).detach())
 
 
 @model_fault("indexer", "the indexer's queries are not rotated")
 def indexer_query_not_rotated(model: Transformer) -> None:
-    for block in blocks_of(model):
-        if block.attn.indexer is not None:
-            _with_ops(block.attn.indexer, lambda ops: {"rope": lambda x, *rest: x})
+    for attn in attentions_of(model):
+        if attn.indexer is not None:
+            _with_ops(attn.indexer, lambda ops: {"rope": lambda x, *rest: x})
 
 
 @model_fault("mtp_token", "at the border of packed samples the MTP block embeds the next sample's first token")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model import Transformer
 from .fault import model_fault
-from .model import blocks_of
+from .model import attentions_of, mixtures_of
 
 
 def _scale_blocks(weight: Tensor, change: Callable[[Tensor], Tensor]) -> None:
@@ -23,17 +23,17 @@ def _scale_blocks(weight: Tensor, change: Callable[[Tensor], Tensor]) -> None:
 
 @model_fault("weights", "FP8 scales of one projection are off by a factor of two", "modelscope/ms-swift#9724")
 def fp8_scale_doubled(model: Transformer) -> None:
-    _scale_blocks(blocks_of(model)[1].attn.wq_a.weight, lambda scale: 2 * scale)
+    _scale_blocks(attentions_of(model)[1].wq_a.weight, lambda scale: 2 * scale)
 
 
 @model_fault("weights", "FP8 scales of one projection are read in the wrong order", "modelscope/ms-swift#9724")
 def fp8_scale_misordered(model: Transformer) -> None:
-    _scale_blocks(blocks_of(model)[1].attn.wq_b.weight, lambda scale: scale.flip(0))
+    _scale_blocks(attentions_of(model)[1].wq_b.weight, lambda scale: scale.flip(0))
 
 
 @model_fault("weights", "the two FP4 values of a byte are swapped in the routed experts")
 def fp4_nibbles_swapped(model: Transformer) -> None:
     with torch.no_grad():
-        for block in blocks_of(model):
-            w13 = block.ffn.experts.w13
+        for ffn in mixtures_of(model):
+            w13 = ffn.experts.w13
             w13.copy_(w13.unflatten(-1, (-1, 2)).flip(-1).flatten(-2))

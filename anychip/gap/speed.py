@@ -17,6 +17,7 @@ import torch
 from ..chips import Chip
 from ..chips.facts import ChipFacts
 from ..config import ModelConfig, load_config
+from ..config.specs import Mixture
 from ..model import Layout, State, Transformer, count_parameters
 from ..ops.recorded import RecordedOps
 from ..ops.shapes import ShapeOps
@@ -133,8 +134,8 @@ def memory_needs(config: ModelConfig, chip: Chip) -> dict[str, Any]:
     counted = count_parameters(config)
     width = {"fp32": 4.0, "tf32": 4.0, "hf32": 4.0, "fp8": 1.0}.get(chip.precision, 2.0)
     if chip.precision == "fp4":
-        expert = 3 * config.hidden_size * config.moe_intermediate_size
-        routed = config.n_routed_experts * config.num_hidden_layers * expert
+        mixtures = [ffn for i in range(config.num_hidden_layers) if isinstance(ffn := config.layer(i).ffn, Mixture)]
+        routed = sum(3 * config.hidden_size * ffn.width * ffn.num_experts for ffn in mixtures)
         weights = routed * (0.5 + 1 / 32) + (counted.total - routed) * 1.0
     else:
         weights = counted.total * width

@@ -1,4 +1,4 @@
-"""One V4 block: attention and experts, each between an mHC read and an mHC write of the residual streams."""
+"""One block: attention and experts, each between a read and a write of the residual: mHC's streams, or a plain sum."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
-from ..ops import HyperRule, HyperWeights, Ops
-from .attention import Attention, Weight
-from .moe import MoE
+from ..ops import Ops
+from . import residual
+from .compressed import Compressed
+from .moe import MoE, feed_forward
 from .plan import Plan
 from .state import LayerCache
-
-
-def hyper_rule(config: ModelConfig) -> HyperRule:
-    """Return mHC's constants."""
-    return HyperRule(config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps)
+from .weight import Weight
 
 
 class Block(nn.Module):
@@ -27,17 +24,14 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        n, d = config.hc_mult, config.hidden_size
+        spec, d = config.layer(index), config.hidden_size
         self.recompute = False  # keep no activations inside the block in training: make them again going back
         self.index, self.ratio, self.rule, self.eps = (
-            index, config.compress_ratios[index], hyper_rule(config), config.rms_norm_eps)
-        self.attn = Attention(config, self.ratio)
-        self.ffn = MoE(config, hashed=index < config.num_hash_layers)
+            index, spec.attention.ratio, residual.hyper_rule(config), config.rms_norm_eps)
+        self.attn = Compressed(spec.attention, d, self.eps)
+        self.ffn = feed_forward(spec.ffn, d, config.vocab_size)
         self.attn_norm, self.ffn_norm = Weight(d), Weight(d)
-        for site in ("attn", "ffn"):
-            self.register_parameter(f"hc_{site}_fn", nn.Parameter(torch.empty(n * (n + 2), n * d)))
-            self.register_parameter(f"hc_{site}_base", nn.Parameter(torch.empty(n * (n + 2))))
-            self.register_parameter(f"hc_{site}_scale", nn.Parameter(torch.empty(3)))
+        residual.add_mixing(self, config)
 
     def forward(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         """Return the new residual streams [T, n, d]."""
@@ -53,7 +47,9 @@ class Block(nn.Module):
         try:
             yield
         finally:  # the second pass ends by an exception of torch's own as soon as it has made what was missing
-            self.ffn.scores = self.attn.watched = None
+            self.attn.watched = None
+            if isinstance(self.ffn, MoE):
+                self.ffn.scores = None
 
     def _run(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         layer, cache = plan.layer(self.ratio), LayerCache(self.index, plan.state)
@@ -61,16 +57,12 @@ class Block(nn.Module):
         if at_once is not None:
             return at_once
         attn_ops, ffn_ops = ops.at(f"layers.{self.index}.attn"), ops.at(f"layers.{self.index}.ffn")
-        x_Td, post, comb = attn_ops.hc_pre(streams_Tnd, self._hyper("attn"), self.rule)
+        x_Td, mixing = residual.read(self, streams_Tnd, "attn", attn_ops)
         y_Td = self.attn(attn_ops.rms_norm(x_Td, self.attn_norm.weight, self.eps), layer, cache, attn_ops)
-        streams_Tnd = attn_ops.hc_post(y_Td, streams_Tnd, post, comb)
-        x_Td, post, comb = ffn_ops.hc_pre(streams_Tnd, self._hyper("ffn"), self.rule)
+        streams_Tnd = residual.write(y_Td, streams_Tnd, mixing, attn_ops)
+        x_Td, mixing = residual.read(self, streams_Tnd, "ffn", ffn_ops)
         y_Td = self.ffn(ffn_ops.rms_norm(x_Td, self.ffn_norm.weight, self.eps), ids_T, ffn_ops)
-        return ffn_ops.hc_post(y_Td, streams_Tnd, post, comb)
-
-    def _hyper(self, site: str) -> HyperWeights:
-        parameters = self._parameters
-        return HyperWeights(*(parameters[f"hc_{site}_{part}"] for part in HyperWeights._fields))  # type: ignore[arg-type]
+        return residual.write(y_Td, streams_Tnd, mixing, ffn_ops)
 
 
 class MTPBlock(Block):
@@ -78,12 +70,10 @@ class MTPBlock(Block):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__(config, index)
-        n, d = config.hc_mult, config.hidden_size
+        d = config.hidden_size
         self.e_proj, self.h_proj = Weight(d, d), Weight(d, d)
         self.enorm, self.hnorm, self.norm = Weight(d), Weight(d), Weight(d)
-        self.hc_head_fn = nn.Parameter(torch.empty(n, n * d))
-        self.hc_head_base = nn.Parameter(torch.empty(n))
-        self.hc_head_scale = nn.Parameter(torch.empty(1))
+        residual.add_joining(self, config)
 
     def predict(self, streams_Tnd: Tensor, embed_Td: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
         """Return the normalised hidden [T, d] that predicts the token after next.
@@ -95,5 +85,4 @@ class MTPBlock(Block):
         joined = ops.linear(ops.rms_norm(streams_Tnd, self.hnorm.weight, self.eps).view(-1, d), self.h_proj.weight)
         ahead = ops.linear(ops.rms_norm(embed_Td, self.enorm.weight, self.eps), self.e_proj.weight)
         streams_Tnd = self(joined.view(tokens, n, d) + ahead[:, None], ids_T, plan, ops)
-        head = HyperWeights(self.hc_head_fn, self.hc_head_base, self.hc_head_scale)
-        return ops.rms_norm(ops.hc_head(streams_Tnd, head, self.rule), self.norm.weight, self.eps)
+        return ops.rms_norm(residual.join(self, streams_Tnd, ops), self.norm.weight, self.eps)

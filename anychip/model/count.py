@@ -25,7 +25,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     with torch.device("meta"):
         model = Transformer(config, Ops())
     total = active = mtp_total = mtp_active = 0
-    share = config.num_experts_per_tok / config.n_routed_experts
+    share = config.mixture.topk / config.mixture.num_experts if config.mixture else 1.0
     for name, parameter in model.named_parameters():
         used = parameter.numel() * (share if ".experts." in name else 0 if name == "embed.weight" else 1)
         if name.startswith("mtp."):

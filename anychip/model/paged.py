@@ -1,16 +1,16 @@
-"""The serving cache: V4's three kinds of state in two pools, so that many sequences share one memory.
+"""The serving cache: all kinds of state in two pools, so that many sequences share one memory.
 
-A *slot* holds what one running sequence needs of its last tokens: for every layer a ring of window rows, and the
-compressors' tails (rows of tokens whose windows are open, or overlap the next one). A *block* holds what 128 tokens
-leave for ever: 32 CSA entries with their indexer keys and one HCA entry, for every layer. At a multiple of 128 tokens
-the HCA tails are empty, so a *snapshot* of a slot without them, with the blocks so far, is all that another sequence
-with the same tokens needs to go on from there.
+A *slot* holds what one running sequence needs of its last tokens: in V4, for every layer, a ring of window rows, and
+the compressors' tails (rows of tokens whose windows are open, or overlap the next one); elsewhere nothing. A *block*
+holds what 128 tokens leave for ever, for every layer: in V4 32 CSA entries with their indexer keys or one HCA entry,
+elsewhere a row a token. At a multiple of 128 tokens the HCA tails are empty, so a *snapshot* of a slot without them,
+with the blocks so far, is all that another sequence with the same tokens needs to go on from there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
+from ..config.specs import CSA, HCA, Buffer, Rope
 from ..errors import InputError
-from .rotary import angles, inverse_frequencies
-from .state import CSA, HCA
+from .rotary import turns
 
 BLOCK = 128  # tokens a block: lcm of the ratios
-TAIL = {CSA: 2 * CSA, HCA: HCA}  # token rows that a compressor's ring keeps
+_RINGS = ("window", f"tokens{CSA}", f"tokens{HCA}")  # in a slot's order; a snapshot has all but the last
 Format = Literal["fp32", "fp8"]
 Integers = NDArray[np.int64]
 
@@ -54,7 +54,10 @@ class PagedCache:
         if max_tokens > config.max_position_embeddings:
             raise InputError(f"{max_tokens} tokens were asked for; this model's context is "
                              f"{config.max_position_embeddings} (max_position_embeddings)")
+        if format != "fp32":
+            only(config, DeepseekV4Config, f"a cache in {format}")
         self.config, self.max_tokens, self.device, self.format = config, max_tokens, torch.device(device), format
+        self._turned: dict[Rope, tuple[Tensor, Tensor]] = {}
         self.rings, snapshot, slot = _rings(config)
         self.entries, block = _entries(config)
         self.slots = torch.zeros(num_slots, slot, device=device)
@@ -66,13 +69,12 @@ class PagedCache:
         """Bytes of the three pools, exactly."""
         return sum(t.numel() * t.element_size() for t in (self.slots, self.blocks, self.snapshots))
 
-    @cached_property
-    def angles(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """cos, sin of plain layers, cos, sin of compressed ones, for every position, each [max_tokens, R/2]."""
-        positions = torch.arange(self.max_tokens)
-        pairs = [angles(positions, inverse_frequencies(self.config, ratio)) for ratio in (0, CSA)]
-        cos, sin, far_cos, far_sin = (t.to(self.device).contiguous() for pair in pairs for t in pair)
-        return cos, sin, far_cos, far_sin
+    def turns(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """Return cos and sin for every position, each [max_tokens, R/2]; kept."""
+        if rope not in self._turned:
+            cos, sin = turns(torch.arange(self.max_tokens), rope)
+            self._turned[rope] = cos.to(self.device).contiguous(), sin.to(self.device).contiguous()
+        return self._turned[rope]
 
     def save(self, slot: int, snapshot: int) -> None:
         """Keep a slot whose sequence stands at a multiple of 128 tokens, or at most one beyond."""
@@ -93,30 +95,29 @@ class PagedCache:
 
 def _rings(config: ModelConfig) -> tuple[dict[tuple[int, str], Place], int, int]:
     """Places in a slot, the floats that a snapshot keeps (all before the HCA tails), and those of a slot."""
-    wanted = [(layer, "window", config.sliding_window, config.head_dim) for layer in range(len(config.compress_ratios))]
-    for ratio in (CSA, HCA):
-        for layer in (i for i, own in enumerate(config.compress_ratios) if own == ratio):
-            widths = {"compressor": config.head_dim} | ({"indexer": config.index_head_dim} if ratio == CSA else {})
-            wanted += [(layer, f"{part}.{kind}", TAIL[ratio], width * (2 if ratio == CSA else 1))
-                       for part, width in widths.items() for kind in ("value", "gate")]
-    places, at, snapshot = {}, 0, 0
-    for layer, name, rows, width in wanted:
-        places[layer, name] = Place(at, rows, width)
-        at = places[layer, name].end
-        if config.compress_ratios[layer] != HCA or name == "window":
-            snapshot = at
+    places: dict[tuple[int, str], Place] = {}
+    at = snapshot = 0
+    for book in _RINGS:
+        for layer, buffer in _buffers(config):
+            if buffer.keep is not None and buffer.book == book:
+                place = places[layer, buffer.name] = Place(at, buffer.keep + 1, buffer.width)
+                at = place.end
+                snapshot = snapshot if book == _RINGS[-1] else at
     return places, snapshot, at
 
 
 def _entries(config: ModelConfig) -> tuple[dict[tuple[int, str], Place], int]:
     places, at = {}, 0
-    for layer, ratio in enumerate(config.compress_ratios):
-        widths = {"compressor.entry": config.head_dim} if ratio else {}
-        widths |= {"indexer.entry": config.index_head_dim} if ratio == CSA else {}
-        for name, width in widths.items():
-            places[layer, name] = Place(at, BLOCK // ratio, width)
-            at = places[layer, name].end
+    for layer, buffer in _buffers(config):
+        if buffer.keep is None:
+            places[layer, buffer.name] = Place(at, BLOCK // buffer.ratio, buffer.width)
+            at = places[layer, buffer.name].end
     return places, at
+
+
+def _buffers(config: ModelConfig) -> Iterator[tuple[int, Buffer]]:
+    for layer in range(config.num_blocks):
+        yield from ((layer, buffer) for buffer in config.layer(layer).attention.buffers)
 
 
 @dataclass(frozen=True)

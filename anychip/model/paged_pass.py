@@ -6,16 +6,18 @@ the price of one copy of what is visible.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..ops.formats import fake_quantize_fp4, fake_quantize_fp8, round_to
 from .layout import Layout
-from .paged import BLOCK, TAIL, PagedBatch, PagedCache
+from .paged import BLOCK, Integers, PagedBatch, PagedCache
 from .plan import Plan
-from .state import CSA, HCA, State
+from .state import State
 from .transformer import Transformer
 
 
@@ -82,10 +84,14 @@ class PagedState(State):
         self.cache, self.batch, self.config = cache, batch, cache.config
         pairs = zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True)
         self.spans = [(s, start, start + length) for s, (start, length) in enumerate(pairs)]
-        self.rings = {"window": self._ring(self.config.sliding_window, self.config.sliding_window - 1),
-                      f"tokens{CSA}": self._ring(TAIL[CSA], 2 * CSA - 1),
-                      f"tokens{HCA}": self._ring(TAIL[HCA], HCA - 1)}
-        self.lists = {f"entries{ratio}": self._list(ratio) for ratio in (CSA, HCA)}
+        self.rings: dict[str, _Ring] = {}
+        self.lists: dict[str, _Entries] = {}
+        for attention in self.config.kinds.values():
+            for buffer in attention.buffers:
+                if buffer.keep is None and buffer.book not in self.lists:
+                    self.lists[buffer.book] = self._list(buffer.ratio)
+                elif buffer.keep is not None and buffer.book not in self.rings:
+                    self.rings[buffer.book] = self._ring(buffer.keep + 1, buffer.keep)
 
     def begin(self, layout: Layout) -> None:
         """Nothing to make room for: the batch has its blocks."""
@@ -97,11 +103,11 @@ class PagedState(State):
         return torch.tensor((self.rings.get(book) or self.lists[book]).zero)
 
     def write(self, layer: int, name: str, rows: Tensor) -> Tensor:
-        ratio = self.config.compress_ratios[layer]
-        if name.endswith(".entry"):
-            return self._write_entries(layer, name, self._stored(name, rows), self.lists[f"entries{ratio}"])
-        ring = self.rings["window" if name == "window" else f"tokens{ratio}"]
-        return self._write_ring(layer, name, self._stored(name, rows), ring)
+        buffers = self.config.layer(layer).attention.buffers
+        book = next(buffer.book for buffer in buffers if buffer.name == name)
+        if book in self.lists:
+            return self._write_entries(layer, name, self._stored(name, rows), self.lists[book])
+        return self._write_ring(layer, name, self._stored(name, rows), self.rings[book])
 
     def _stored(self, name: str, rows: Tensor) -> Tensor:
         """What the cache's format leaves of entries; the compressors' tails stay fp32."""
@@ -109,7 +115,7 @@ class PagedState(State):
             return rows
         if name == "indexer.entry":
             return fake_quantize_fp4(rows)
-        plain = rows.shape[1] - self.config.qk_rope_head_dim
+        plain = rows.shape[1] - self.config.layer(0).attention.rope.channels
         return torch.cat((fake_quantize_fp8(rows[:, :plain], (1, 64)), round_to(rows[:, plain:].float(), "bf16")), 1)
 
     def _write_ring(self, layer: int, name: str, rows: Tensor, ring: _Ring) -> Tensor:
@@ -142,15 +148,15 @@ class PagedState(State):
         return _Ring(zero, *(self._rows(column) for column in columns))
 
     def _list(self, ratio: int) -> _Entries:
-        per_block, zero, at = BLOCK // ratio, list[int](), 0
-        new, seen = list[tuple[int, int]](), list[tuple[int, int]]()
+        zero, at, new, seen = list[int](), 0, list[Integers](), list[Integers]()
         for s, start, end in self.spans:
-            places = [(int(self.batch.tables[s, e // per_block]), e % per_block) for e in range(end // ratio)]
+            block, row = np.divmod(np.arange(end // ratio), BLOCK // ratio)
+            places = np.stack((self.batch.tables[s, block], row))
             zero.append(at)
-            at += len(places)
-            new += places[start // ratio :]
-            seen += places
-        return _Entries(zero, *(self._rows([pair[i] for pair in pairs]) for pairs in (new, seen) for i in (0, 1)))
+            at += end // ratio
+            new.append(places[:, start // ratio :])
+            seen.append(places)
+        return _Entries(zero, *(self._rows(row) for places in (new, seen) for row in np.concatenate(places, 1)))
 
-    def _rows(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.cache.device)
+    def _rows(self, numbers: Sequence[int] | Integers) -> Tensor:
+        return torch.as_tensor(numbers, dtype=torch.int64, device=self.cache.device)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..config.specs import CSA, CompressedAttention, Rope
 from ..ops import Ranges
 from .layout import Layout, visible_ranges, window_ranges
-from .rotary import angles, inverse_frequencies
-from .state import CSA, State
+from .rotary import turns
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Pooling:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The batch as the layers of one compress ratio see it."""
+    """The batch as the layers of one ratio see it: `window` are the last rows of each token, `visible` all entries that
+    closed before it (None: there are none)."""
 
     cos_TR: Tensor
     sin_TR: Tensor
@@ -42,10 +44,11 @@ class Plan:
     def __init__(self, config: ModelConfig, layout: Layout, state: State | None, device: torch.device) -> None:
         self.config, self.layout, self.state, self.device = config, layout, state, device
         self._layers: dict[int, LayerPlan] = {}
-        self._turned: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._windows: dict[int, Ranges] = {}
+        self._turned: dict[Rope, tuple[Tensor, Tensor]] = {}
 
     def layer(self, ratio: int) -> LayerPlan:
-        """Return the plan of layers with this compress ratio (0, 4 or 128)."""
+        """Return the plan of layers with this ratio."""
         if ratio not in self._layers:
             with torch.inference_mode(torch.is_inference_mode_enabled() and self.state is not None):
                 self._layers[ratio] = self._make(ratio)  # a kept plan may serve training later: ordinary tensors
@@ -55,23 +58,26 @@ class Plan:
     def positions_T(self) -> Tensor:
         return self.layout.positions()
 
-    @cached_property
-    def window(self) -> Ranges:
-        """The window rows of each token, the same for all layers."""
-        rows = self.layout.offsets() if self.state is None else self.state.row_of_zero("window")
-        return self._put(window_ranges(self.layout, self.positions_T, rows, self.config.sliding_window))
-
     def _make(self, ratio: int) -> LayerPlan:
-        cos, sin = self._angles(bool(ratio))
+        attention = self.config.kinds[ratio]
+        cos, sin = self._angles(attention.rope)
         visible = self._put(self._visible(ratio)) if ratio else None
-        return LayerPlan(cos, sin, self.window, self._pooling(ratio) if ratio else None, visible)
+        return LayerPlan(cos, sin, self._window(attention.window),
+                         self._pooling(attention) if ratio else None, visible)
 
-    def _angles(self, compressed: bool) -> tuple[Tensor, Tensor]:
-        """Angles of the tokens; CSA and HCA layers turn alike."""
-        if compressed not in self._turned:
-            cos, sin = angles(self.positions_T, inverse_frequencies(self.config, CSA if compressed else 0))
-            self._turned[compressed] = cos.to(self.device), sin.to(self.device)
-        return self._turned[compressed]
+    def _window(self, size: int) -> Ranges:
+        """The window rows of each token, the same for all layers."""
+        if size not in self._windows:
+            rows = self.layout.offsets() if self.state is None else self.state.row_of_zero("window")
+            self._windows[size] = self._put(window_ranges(self.layout, self.positions_T, rows, size))
+        return self._windows[size]
+
+    def _angles(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """Angles of the tokens; layers of equal RoPE share them."""
+        if rope not in self._turned:
+            cos, sin = turns(self.positions_T, rope)
+            self._turned[rope] = cos.to(self.device), sin.to(self.device)
+        return self._turned[rope]
 
     def _visible(self, ratio: int) -> Ranges:
         if self.state is None:
@@ -80,9 +86,10 @@ class Plan:
             rows = self.state.row_of_zero(f"entries{ratio}")
         return visible_ranges(self.layout, self.positions_T, rows, ratio)
 
-    def _pooling(self, ratio: int) -> Pooling:
+    def _pooling(self, attention: CompressedAttention) -> Pooling:
+        ratio, rope = attention.ratio, attention.rope
         if all(start // ratio == end // ratio for start, end in zip(self.layout.starts, self.layout.ends, strict=True)):
-            return _no_pooling(ratio == CSA, self.config.qk_rope_head_dim // 2, self.device)
+            return _no_pooling(ratio == CSA, rope.channels // 2, self.device)
         rows = self.layout.offsets() if self.state is None else self.state.row_of_zero(f"tokens{ratio}")
         opened, closed, spans = [], [], list(zip(self.layout.starts, self.layout.ends, strict=True))
         for (start, end), row in zip(spans, rows.tolist(), strict=True):
@@ -91,7 +98,7 @@ class Plan:
             closed.append(window * ratio + row)
         position_E, first_E = torch.cat(opened), torch.cat(closed)
         previous_E = torch.where(position_E > 0, first_E - ratio, -1) if ratio == CSA else None
-        cos, sin = angles(position_E, inverse_frequencies(self.config, ratio))
+        cos, sin = turns(position_E, rope)
         put = [None if t is None else t.to(self.device) for t in (first_E.int(), previous_E, cos, sin)]
         return Pooling(put[0], None if put[1] is None else put[1].int(), put[2], put[3])  # type: ignore[arg-type]
 

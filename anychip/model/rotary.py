@@ -1,4 +1,4 @@
-"""RoPE angles: plain for sliding-window layers, YaRN's frequency ramp (no mscale) for compressed ones."""
+"""RoPE angles, with YaRN's frequency ramp where there is one."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import math
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, YarnScaling
+from ..config.specs import Rope, YarnScaling
 
 
 @functools.lru_cache(maxsize=32)
-def inverse_frequencies(config: ModelConfig, ratio: int) -> Tensor:
-    """Return radians per token for each of the qk_rope_head_dim/2 pairs, fp32; kept, for every pass needs them.
+def inverse_frequencies(rope: Rope) -> Tensor:
+    """Return radians per token for each of the `channels`/2 pairs, fp32; kept, for every pass needs them."""
+    frequency = 1.0 / rope.theta ** (
+        torch.arange(0, rope.channels, 2, dtype=torch.float32, device="cpu") / rope.channels)
+    return frequency if rope.yarn is None else _yarn(frequency, rope.theta, rope.yarn)
 
-    Layers with ratio 0 use rope_theta as it is; CSA and HCA layers use compress_rope_theta with YaRN.
-    """
-    dim = config.qk_rope_head_dim
-    theta = config.compress_rope_theta if ratio else config.rope_theta
-    frequency = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
-    if ratio and config.rope_scaling is not None:
-        return _yarn(frequency, theta, config.rope_scaling)
-    return frequency
+
+def turns(positions: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+    """Return what `ops.rope` takes for these positions: cos and sin [.., R/2] times the amplitude, fp32."""
+    cos, sin = angles(positions, inverse_frequencies(rope))
+    return (cos, sin) if rope.amplitude == 1 else (cos * rope.amplitude, sin * rope.amplitude)
 
 
 def _yarn(frequency: Tensor, theta: float, yarn: YarnScaling) -> Tensor:

@@ -1,7 +1,7 @@
-"""The decode state: a window of entries, compressed entries and indexer keys, and the compressors' open tokens.
+"""The decode state: what each layer's attention keeps of the tokens before (`Buffer`s of its spec).
 
 Every sequence owns a run of rows in each buffer. Buffers of tokens keep only the last few (older rows are
-dropped when room is needed); buffers of compressed entries keep all. All layers of a kind share one `Book`,
+dropped when room is needed); buffers of entries keep all. All layers of a kind share one `Book`,
 so which row holds which position is worked out once a pass.
 """
 
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..config.specs import Buffer
 from ..errors import InputError
 from .layout import Layout
-
-CSA, HCA = 4, 128
 
 
 @dataclass
@@ -27,6 +26,7 @@ class Book:
     keep: int  # rows before the next token that must survive; -1 keeps all
     base: list[int]
     device: torch.device | str = "cpu"  # of the buffers: row numbers that index them lie there too
+    ratio: int = 1  # tokens a row
     moves: list[tuple[int, int, int]] = field(default_factory=list)  # (from row, to row, rows) of this pass
     targets: slice | Tensor | None = None  # rows that this pass's new rows go to
 
@@ -64,23 +64,22 @@ class State:
                              f"{config.max_position_embeddings} (max_position_embeddings): shorten the input")
         self.config, self.chunk, self.max_tokens = config, max(1, min(chunk, max_tokens)), max_tokens
         self.num_tokens = [0] * num_sequences
-        self._books = self._make_books(num_sequences, device)
+        self._books: dict[str, Book] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
         self._book_of: dict[tuple[int, str], Book] = {}
         self._layout: Layout | None = None
-        for layer, ratio in enumerate(config.compress_ratios):
-            for name, (book, width) in _buffers(config, ratio).items():
-                rows = self._books[book].capacity * num_sequences
-                self._book_of[layer, name] = self._books[book]
-                self._tensors[layer, name] = torch.zeros(rows, width, device=device, dtype=dtype)
+        for layer in range(config.num_blocks):
+            for buffer in config.layer(layer).attention.buffers:
+                book = self._books.setdefault(buffer.book, self._new_book(buffer, num_sequences, device))
+                rows = book.capacity * num_sequences
+                self._book_of[layer, buffer.name] = book
+                self._tensors[layer, buffer.name] = torch.zeros(rows, buffer.width, device=device, dtype=dtype)
 
-    def _make_books(self, num_sequences: int, device: torch.device | str) -> dict[str, Book]:
-        keep = {"window": self.config.sliding_window - 1, f"tokens{CSA}": 2 * CSA - 1, f"tokens{HCA}": HCA - 1}
-        books = {name: Book(kept + max(self.chunk, 64), kept, [0] * num_sequences, device)
-                 for name, kept in keep.items()}
-        for ratio in (CSA, HCA):
-            books[f"entries{ratio}"] = Book(max(self.max_tokens // ratio, 1), -1, [0] * num_sequences, device)
-        return books
+    def _new_book(self, buffer: Buffer, num_sequences: int, device: torch.device | str) -> Book:
+        base = [0] * num_sequences
+        if buffer.keep is None:
+            return Book(max(self.max_tokens // buffer.ratio, 1), -1, base, device, buffer.ratio)
+        return Book(buffer.keep + max(self.chunk, 64), buffer.keep, base, device)
 
     def begin(self, layout: Layout) -> None:
         """Make room for a pass. Raises InputError where it does not continue this state or exceeds its room."""
@@ -90,9 +89,8 @@ class State:
             raise InputError(f"a pass of {layout.lengths} tokens to {layout.ends} exceeds this state "
                              f"(max_tokens={self.max_tokens}, chunk={self.chunk})")
         self._layout = layout
-        for name, book in self._books.items():
-            ratio = int(name.removeprefix("entries")) if name.startswith("entries") else 1
-            book.begin(tuple(n // ratio for n in layout.starts), tuple(n // ratio for n in layout.ends))
+        for book in self._books.values():
+            book.begin(tuple(n // book.ratio for n in layout.starts), tuple(n // book.ratio for n in layout.ends))
 
     def assume(self, num_tokens: int) -> None:
         """Take `num_tokens` tokens of each sequence as cached, with whatever the buffers hold.
@@ -100,8 +98,8 @@ class State:
         For costing and timing at a context length without computing the context; logits then mean nothing.
         """
         self.num_tokens = [num_tokens] * len(self.num_tokens)
-        for name, book in self._books.items():
-            if not name.startswith("entries"):
+        for book in self._books.values():
+            if book.keep >= 0:
                 book.base = [max(num_tokens - book.keep, 0)] * len(self.num_tokens)
 
     def row_of_zero(self, book: str) -> Tensor:
@@ -144,20 +142,6 @@ class State:
     def nbytes(self) -> int:
         """Return the bytes of all buffers."""
         return sum(t.numel() * t.element_size() for t in self._tensors.values())
-
-
-def _buffers(config: ModelConfig, ratio: int) -> dict[str, tuple[str, int]]:
-    """Name -> (book, width) of the buffers of one layer."""
-    found = {"window": ("window", config.head_dim)}
-    if ratio:
-        width = config.head_dim * (2 if ratio == CSA else 1)
-        found |= {"compressor.value": (f"tokens{ratio}", width), "compressor.gate": (f"tokens{ratio}", width),
-                  "compressor.entry": (f"entries{ratio}", config.head_dim)}
-    if ratio == CSA:
-        width = 2 * config.index_head_dim
-        found |= {"indexer.value": (f"tokens{ratio}", width), "indexer.gate": (f"tokens{ratio}", width),
-                  "indexer.entry": (f"entries{ratio}", config.index_head_dim)}
-    return found
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The DeepSeek-V4 model: one definition for training, prefill, chunked prefill and decode.
+"""The model: one definition for every family, for training, prefill, chunked prefill and decode.
 
 Shape suffixes: T tokens of all sequences, d hidden, n residual streams, V vocabulary.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import InputError
-from ..ops import HyperWeights, Ops
-from .attention import Weight
-from .block import Block, MTPBlock, hyper_rule
+from ..ops import Ops
+from . import residual
+from .block import Block, MTPBlock
 from .layout import Layout
 from .plan import Plan
 from .state import State
+from .weight import Weight
 
 
 class Hidden(NamedTuple):
@@ -33,14 +33,12 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
-        n, d = config.hc_mult, config.hidden_size
-        self.config, self.ops, self.rule = config, ops, hyper_rule(config)
+        d = config.hidden_size
+        self.config, self.ops, self.rule = config, ops, residual.hyper_rule(config)
         self._last_plan: Plan | None = None
         self.embed, self.norm, self.head = Weight(config.vocab_size, d), Weight(d), Weight(config.vocab_size, d)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.hc_head_fn = nn.Parameter(torch.empty(n, n * d))
-        self.hc_head_base = nn.Parameter(torch.empty(n))
-        self.hc_head_scale = nn.Parameter(torch.empty(1))
+        residual.add_joining(self, config)
         self.mtp = nn.ModuleList(MTPBlock(config, config.num_hidden_layers + i)
                                  for i in range(config.num_nextn_predict_layers))
 
@@ -69,12 +67,15 @@ class Transformer(nn.Module):
     def _run(self, ids_T: Tensor, plan: Plan) -> Hidden:
         ops = self.ops.at("embed")
         x_Td = ops.embed(ids_T, self.embed.weight)
-        streams_Tnd = x_Td[:, None].expand(-1, self.config.hc_mult, -1).contiguous()
+        streams_Tnd = residual.begin(x_Td, self.config)
         for block in self.layers:
             streams_Tnd = block(streams_Tnd, ids_T, plan, self.ops)
+        return self.finish(streams_Tnd)
+
+    def finish(self, streams_Tnd: Tensor) -> Hidden:
+        """Return what a pass returns, of the last block's streams."""
         ops = self.ops.at("head")
-        weights = HyperWeights(self.hc_head_fn, self.hc_head_base, self.hc_head_scale)
-        x_Td = ops.hc_head(streams_Tnd, weights, self.rule)
+        x_Td = residual.join(self, streams_Tnd, ops)
         return Hidden(ops.rms_norm(x_Td, self.norm.weight, self.config.rms_norm_eps), streams_Tnd)
 
     def logits(self, hidden_Td: Tensor) -> Tensor:

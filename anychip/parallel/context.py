@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
+from ..config.specs import CSA, HCA
 from ..errors import NotSupported
 from ..model import Layout, State
 from ..model.layout import visible_ranges
 from ..model.plan import Plan
-from ..model.state import CSA, HCA
 from ..ops import Ranges
 from .batch import Batch
 from .exchange import from_all, from_previous
@@ -69,7 +69,8 @@ class BlockState(State):
     """What the blocks of one pass read from before themselves. It holds nothing from pass to pass."""
 
     def __init__(self, config: ModelConfig, blocks: Blocks, layout: Layout) -> None:
-        self.config, self.blocks, self.layout = config, blocks, layout
+        self.v4 = only(config, DeepseekV4Config, f"context_blocks={blocks.total}")
+        self.blocks, self.layout = blocks, layout
         self.rows, self.size = len(layout.lengths) // blocks.held, layout.lengths[0]
 
     def row_of_zero(self, book: str) -> Tensor:
@@ -85,7 +86,7 @@ class BlockState(State):
         if name.endswith(".entry"):
             blocks = rows.view(self.blocks.held, self.rows, -1, rows.shape[-1])
             return from_all(blocks, self.blocks.group).transpose(1, 2).reshape(-1, rows.shape[-1])
-        tail = self._tail("window" if name == "window" else f"tokens{self.config.compress_ratios[layer]}")
+        tail = self._tail("window" if name == "window" else f"tokens{self.v4.compress_ratios[layer]}")
         if not tail:
             return rows
         blocks = rows.view(self.blocks.held, self.rows, self.size, rows.shape[-1])
@@ -93,7 +94,7 @@ class BlockState(State):
         return torch.cat((before, blocks), 2).view(-1, rows.shape[-1])
 
     def _tail(self, book: str) -> int:
-        return {"window": self.config.sliding_window - 1, f"tokens{CSA}": CSA, f"tokens{HCA}": 0}[book]
+        return {"window": self.v4.sliding_window - 1, f"tokens{CSA}": CSA, f"tokens{HCA}": 0}[book]
 
 
 class BlockPlan(Plan):

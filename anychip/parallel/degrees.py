@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig
+from ..config.specs import CSA, HCA
 from ..errors import ConfigError
-from ..model.state import CSA, HCA
 
 
 class StepShape(Protocol):
@@ -81,9 +81,10 @@ class Degrees:
 
     def _model_problems(self, config: ModelConfig) -> list[str]:
         problems = []
-        if config.n_routed_experts % self.expert:
-            problems.append(f"expert={self.expert} does not divide n_routed_experts={config.n_routed_experts}; "
-                            f"use {_divisors(config.n_routed_experts)}")
+        experts = config.mixture.num_experts if config.mixture else 1
+        if experts % self.expert:
+            problems.append(f"expert={self.expert} does not divide n_routed_experts={experts}; "
+                            f"use {_divisors(experts)}")
         if self.pipeline > config.num_hidden_layers:
             problems.append(f"pipeline={self.pipeline} exceeds num_hidden_layers={config.num_hidden_layers}; use 1 to "
                             f"{config.num_hidden_layers}")
@@ -110,6 +111,8 @@ def _block_problems(context: int, config: ModelConfig, settings: StepShape) -> l
                 f"use {context}, {2 * context}, ..."]
     if blocks == 1:
         return []
+    if not isinstance(config, DeepseekV4Config):
+        return [f"context_blocks={blocks} is built for DeepSeek-V4 models, this is a {config.family} model; use 1"]
     unit = max([1, *(ratio for ratio in config.compress_ratios if ratio in (CSA, HCA))])
     least = -(-config.sliding_window // unit) * unit
     if length % blocks or length // blocks % unit or length // blocks < least:

@@ -42,7 +42,7 @@ class Pipeline:
     def _shapes(self, task: Task) -> tuple[Tensor, Tensor]:
         """Return what comes in and goes out, on the meta device."""
         config, dtype = self._stage.model.config, next(self._stage.model.parameters()).dtype
-        width = config.hc_mult + self._stage.carries_ahead
+        width = config.num_streams + self._stage.carries_ahead
         carried = torch.empty(task.part.inputs_BL.numel(), width, config.hidden_size, dtype=dtype, device="meta",
                               requires_grad=True)
         number = torch.empty(1, device="meta")

@@ -65,7 +65,8 @@ class Ranks:
     def _own_experts(self) -> ExpertExchange | None:
         """Keep only the experts that this rank owns, as DTensors over the expert axis."""
         ranks = self.world.degrees.expert
-        if ranks == 1:
+        mixture = self.model.config.mixture
+        if ranks == 1 or mixture is None:
             return None
         for module in self.model.modules():
             if isinstance(module, Experts):
@@ -73,7 +74,7 @@ class Ranks:
                     owned = distribute_tensor(bank.detach(), self.world.mesh["expert"], [Shard(0)], src_data_rank=None)
                     module.register_parameter(name, nn.Parameter(owned))
         return ExpertExchange(self.world.group("expert"), self.world.group("context"),
-                              self.model.config.n_routed_experts // ranks)
+                              mixture.num_experts // ranks)
 
     def _owned(self) -> list[nn.Parameter]:
         """Return the expert banks that this rank owns; none where experts are not spread."""

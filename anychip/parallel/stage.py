@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import Hidden, Layout, Transformer
+from ..model import Layout, Transformer, residual
 from ..model.plan import Plan
-from ..ops import HyperWeights
 from .batch import Batch
 from .context import Blocks, plan_of
 from .placement import Losses, Objective
@@ -37,7 +36,8 @@ def cut_model(model: Transformer, stage: int, stages: int) -> None:
     if stage > 0:
         del model.embed
     if stage < stages - 1:
-        del model.norm, model.head, model.hc_head_fn, model.hc_head_base, model.hc_head_scale
+        del model.norm, model.head
+        residual.drop_joining(model)
         model.mtp = nn.ModuleList()
 
 
@@ -75,7 +75,7 @@ class Stage(nn.Module):
         inner = task.objective.layers(model, part, task.whole)
         if not self.last:
             return self._hand_on(streams_Tnd, ahead_Td, inner, task)
-        losses = task.objective.final(_Ending(self, ahead_Td), _end(model, streams_Tnd), part, task.whole)
+        losses = task.objective.final(_Ending(self, ahead_Td), model.finish(streams_Tnd), part, task.whole)
         own = task.objective.layers(model, part, task.whole)  # the MTP block's, which ran last
         for more in (inner, own):
             losses = losses if more is None else losses + more
@@ -89,8 +89,8 @@ class Stage(nn.Module):
             return carried, None
         model = self.model
         x_Td = model.ops.at("embed").embed(part.inputs_BL.flatten(), model.embed.weight)
-        streams_Tnd = x_Td[:, None].expand(-1, model.config.hc_mult, -1).contiguous()
-        return streams_Tnd, self._ahead(part.targets_BL.flatten()) if self.carries_ahead else None
+        ahead_Td = self._ahead(part.targets_BL.flatten()) if self.carries_ahead else None
+        return residual.begin(x_Td, model.config), ahead_Td
 
     def _ahead(self, next_ids_T: Tensor) -> Tensor:
         return self.model.ops.at("mtp.0").embed(next_ids_T.clamp_min(0), self.model.embed.weight)
@@ -113,12 +113,6 @@ class _WithLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         return grad, torch.ones((), dtype=grad.dtype, device=grad.device)
-
-
-def _end(model: Transformer, streams_Tnd: Tensor) -> Hidden:
-    ops, weights = model.ops.at("head"), HyperWeights(model.hc_head_fn, model.hc_head_base, model.hc_head_scale)
-    x_Td = ops.hc_head(streams_Tnd, weights, model.rule)
-    return Hidden(ops.rms_norm(x_Td, model.norm.weight, model.config.rms_norm_eps), streams_Tnd)
 
 
 class _Ending(nn.Module):

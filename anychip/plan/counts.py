@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config
 from ..errors import InputError
 from .cut import CLASSES, Cuts, Share, cut
 from .work import Work
@@ -66,7 +66,7 @@ class CacheBytes(NamedTuple):
     per_sequence: float
 
 
-def v4_cache_bytes(config: ModelConfig, fmt: str = "fp8") -> CacheBytes:
+def v4_cache_bytes(config: DeepseekV4Config, fmt: str = "fp8") -> CacheBytes:
     """Return the cache of one sequence of a V4 model. `fp8` is the publisher's format with FP4 indexer keys.
 
     The compressors' open tokens (8 slots of CSA, 128 of HCA, value and gate) are fp32. Raises InputError for a

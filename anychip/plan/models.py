@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import PRESETS, ModelConfig, load_config
+from ..config import PRESETS, DeepseekV4Config, ModelConfig, load_config, only
 from .architecture import find_architecture, plain
 from .counts import CacheBytes, described_cache_bytes, v4_cache_bytes
 from .describe import described_work
@@ -40,5 +40,6 @@ def find_model(name: str) -> Model:
 
 
 def v4_model(config: ModelConfig, name: str) -> Model:
-    """Return a model of the V4 family by its configuration."""
-    return Model(name, lambda batch: v4_work(config, batch, name), lambda fmt: v4_cache_bytes(config, fmt), config)
+    """Return a model of the V4 family by its configuration. Raises NotSupported for one of another family."""
+    v4 = only(config, DeepseekV4Config, "this plan")
+    return Model(name, lambda batch: v4_work(v4, batch, name), lambda fmt: v4_cache_bytes(v4, fmt), v4)

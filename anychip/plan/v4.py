@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
 from ..model import Layout, State, Transformer
 from ..ops.recorded import RecordedOps
 from ..ops.shapes import ShapeOps
@@ -37,7 +37,7 @@ _BY_OP = {"mlp": Split.FFN, "experts": Split.EXPERTS, "attention": Split.HEADS, 
           "hc_post": Split.TOKENS, "hc_head": Split.TOKENS}
 
 
-def kind_names(config: ModelConfig) -> list[str]:
+def kind_names(config: DeepseekV4Config) -> list[str]:
     """Return the kind of every layer: SWA, CSA or HCA. Layers where token ids choose the experts cost the same."""
     names = {0: "SWA", 4: "CSA", 128: "HCA"}
     return [names[ratio] for ratio in config.compress_ratios[: config.num_hidden_layers]]
@@ -47,6 +47,7 @@ def kind_names(config: ModelConfig) -> list[str]:
 def v4_work(config: ModelConfig, batch: Batch, name: str = "v4", dtype: torch.dtype = torch.bfloat16) -> Work:
     """Return the work of one pass of this model with tensors of `dtype`. Raises InputError where the batch exceeds its
     context."""
+    config = only(config, DeepseekV4Config, "this plan")
     kinds = kind_names(config)
     distinct = list(dict.fromkeys(kinds))
     small = replace(config, num_hidden_layers=len(distinct), num_hash_layers=0,
@@ -71,7 +72,7 @@ def _part_of(place: str, places: dict[str, str]) -> str:
     return "embed"
 
 
-def _shape(c: ModelConfig, name: str) -> Shape:
+def _shape(c: DeepseekV4Config, name: str) -> Shape:
     return Shape(name, c.hidden_size, c.num_attention_heads, 1, c.n_routed_experts, c.num_experts_per_tok, c.hc_mult,
                  c.vocab_size, c.num_nextn_predict_layers, c.max_position_embeddings)
 
@@ -98,7 +99,7 @@ def _run(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> tuple[list[tu
             state = State(config, batch.context + batch.length, num_sequences=batch.sequences, chunk=batch.length,
                           device="meta", dtype=dtype)
             state.assume(batch.context)
-            cached.update(t.untyped_storage()._cdata for i in range(len(config.compress_ratios))
+            cached.update(t.untyped_storage()._cdata for i in range(config.num_blocks)
                           for t in state.buffers(i).values())
         layout = Layout((batch.context,) * batch.sequences, (batch.length,) * batch.sequences)
     with torch.no_grad(), _ShapesOnly():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import DeepseekV4Config, ModelConfig, only
 
 
 def is_muons(name: str, parameter: Tensor) -> bool:
@@ -23,16 +23,17 @@ def logical_matrices(name: str, tensor: Tensor, config: ModelConfig) -> list[Ten
     A bank's leading dimension may be a part of the experts. Raises nothing; the order is that of the memory.
     """
     if name.endswith(".experts.w13"):  # gate rows, then up rows
-        return [tensor.reshape(-1, config.moe_intermediate_size, tensor.shape[-1])]
+        return [tensor.reshape(-1, tensor.shape[-2] // 2, tensor.shape[-1])]
     if name.endswith(".experts.w2"):
         return [tensor]
     if name.endswith(".wo_a.weight"):
-        return [_cut(tensor, config.o_groups)]
+        return [_cut(tensor, only(config, DeepseekV4Config, name).o_groups)]
     if name.endswith((".compressor.wkv.weight", ".compressor.wgate.weight")):
-        channels = config.index_head_dim if ".indexer." in name else config.head_dim
+        v4 = only(config, DeepseekV4Config, name)
+        channels = v4.index_head_dim if ".indexer." in name else v4.head_dim
         return [_cut(tensor, tensor.shape[0] // channels)]
     if name.endswith(("hc_attn_fn", "hc_ffn_fn")):
-        n = config.hc_mult
+        n = config.num_streams
         return [_cut(tensor[: 2 * n], 2), tensor[None, 2 * n :]]
     return [tensor[None]]
 

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ...config import DeepseekV4Config
+from ...config.specs import CSA
 from ...model import Transformer
 from ...model.paged import PagedBatch, PagedCache
 from .bind import bind
@@ -52,7 +54,7 @@ class Batches:
             return None
         tokens, config, mtp = len(batch.ids), model.config, streams is not None
         if streams is None:
-            streams = torch.empty(tokens, config.hc_mult, config.hidden_size)
+            streams = torch.empty(tokens, config.num_streams, config.hidden_size)
         logits = torch.empty(len(batch.wanted), config.vocab_size)
         arrays = (batch.ids, batch.starts, batch.lengths, batch.slots, batch.tables, batch.wanted)
         given = _Batch(tokens, len(batch.slots), len(batch.wanted), batch.tables.shape[1],
@@ -78,7 +80,7 @@ class _Packed:
 def _own(model: Transformer) -> list[Tensor]:
     """The weights outside the blocks, in the struct's order; none for an absent MTP block."""
     main: list[Tensor] = [model.embed.weight, model.head.weight, model.norm.weight,
-                          model.hc_head_fn, model.hc_head_base, model.hc_head_scale]
+                          model.hc_head_fn, model.hc_head_base, model.hc_head_scale]  # type: ignore[list-item]
     for mtp in model.mtp:
         main += [mtp.e_proj.weight, mtp.h_proj.weight, mtp.enorm.weight, mtp.hnorm.weight,  # type: ignore[union-attr,list-item]
                  mtp.norm.weight, mtp.hc_head_fn, mtp.hc_head_base, mtp.hc_head_scale]  # type: ignore[union-attr,list-item]
@@ -86,6 +88,8 @@ def _own(model: Transformer) -> list[Tensor]:
 
 
 def _pack(model: Transformer, cache: PagedCache) -> _Packed | None:
+    if not isinstance(model.config, DeepseekV4Config):
+        return None
     config, own = model.config, _own(model)
     blocks = [pack_weights(block) for block in (*model.layers, *model.mtp)]
     if any(t.dtype is not torch.float32 or not t.is_contiguous() or t.device.type != "cpu" for t in own):
@@ -98,7 +102,7 @@ def _pack(model: Transformer, cache: PagedCache) -> _Packed | None:
     for layer in range(len(blocks)):
         for i, name in enumerate(_LAYER):
             places[layer * len(_LAYER) + i] = both[layer, name].offset if (layer, name) in both else -1
-    angles = cache.angles
+    angles = [turned for ratio in (0, CSA) for turned in cache.turns(config.rope(ratio))]
     addresses = [t.data_ptr() for t in own] + [0] * (0 if model.mtp else 8)
     packed = _Model(config.num_hidden_layers, config.vocab_size, config.sliding_window, config.qk_rope_head_dim // 2,
                     ctypes.addressof(pointers), *addresses, *(t.data_ptr() for t in angles))

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ...model.compressed import Compressed
 from ...model.plan import LayerPlan
 from ...model.state import LayerCache, State
 from .bind import bind
@@ -93,6 +94,8 @@ class Blocks:
         a token or expert id out of range.
         """
         state = cache.state
+        if not isinstance(block.attn, Compressed):
+            return None
         if type(state) is not State or not 0 < streams_Tnd.shape[0] <= _FEW or torch.is_grad_enabled():
             return None
         if streams_Tnd.dtype is not _F32 or ids_T.dtype is not torch.int64:

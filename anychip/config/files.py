@@ -1,0 +1,33 @@
+"""Configurations by name or path: the presets that ship with the package, and anyone's `config.json`."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from ..errors import ConfigError, nearest
+from .base import ModelConfig
+
+PRESETS = ("nano", "tiny", "mini", "v4-flash", "v4-pro")
+
+
+def load_config(where: str | Path) -> ModelConfig:
+    """Return the preset of that name, or read a `config.json` file or a folder that holds one."""
+    if str(where) in PRESETS:
+        text = resources.files("anychip.presets").joinpath(f"{where}.json").read_text()
+        return ModelConfig.from_dict(json.loads(text))
+    path = Path(where)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(
+            f"no preset and no config.json at {str(where)!r}; presets are {', '.join(PRESETS)}."
+            + nearest(str(where), PRESETS)
+        )
+    try:
+        fields = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}; write the publisher's config.json there") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} holds a {type(fields).__name__}, not the fields of a config.json")
+    return ModelConfig.from_dict(fields)

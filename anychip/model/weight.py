@@ -1,0 +1,14 @@
+"""Parameters that checkpoints call `<name>.weight`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Weight(nn.Module):
+    """A named parameter called `weight`, as checkpoints spell it."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*shape))
