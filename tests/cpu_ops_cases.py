@@ -1,8 +1,10 @@
 """Inputs for every op of the CPU chip, and the comparison with the reference that defines it."""
 
+import math
+
 import torch
 
-from anychip.ops import HyperRule, HyperWeights
+from anychip.ops import HyperRule, HyperWeights, Keys, Ranges, RouteRule
 
 RULE = HyperRule(20, 1e-6, 1e-6)
 TOLERANCE = 2e-5  # fp32 sums in another order, relative to the largest element
@@ -31,9 +33,12 @@ def cases(tokens=TOKENS):
     target = torch.arange(tokens) * 7 % 51 - 1
     first, previous = torch.tensor([0, 4, 8, 20]).int(), torch.tensor([-1, 0, 4, -1]).int()
     rows, open_rows = normal(24, 40), normal(300, 20)
-    return {
+    return _attention_cases(tokens) | {
         "linear": (lambda o, a, w: o.linear(a, w), (x, normal(17, HIDDEN))),
         "grouped_linear": (lambda o, a, w: o.grouped_linear(a, w), (query, normal(10, 24))),
+        "grouped_linear_parts": (lambda o, a, w: o.grouped_linear(a, w[:, 3:]), (query, normal(2, 12, 24))),
+        "grouped_linear_turned": (lambda o, a, w: o.grouped_linear(a, w[:, :24].transpose(1, 2)),
+                                  (query, normal(2, 31, 9))),
         "embed": (lambda o, w: o.embed(target + 1, w), (normal(60, HIDDEN),)),
         "rms_norm": (lambda o, a, w: o.rms_norm(a, w, 1e-6), (x, normal(HIDDEN))),
         "rms_norm_bare": (lambda o, a: o.rms_norm(a, None, 1e-6), (query,)),
@@ -42,16 +47,50 @@ def cases(tokens=TOKENS):
         "norm_rope_headless": (lambda o, a, w: o.norm_rope(a, w, 1e-6, cos, sin), (x, normal(HIDDEN))),
         "rope": (lambda o, a: o.rope(a, cos, sin), (query,)),
         "rope_inverse": (lambda o, a: o.rope(a, cos, sin, inverse=True), (query,)),
+        "rope_first": (lambda o, a: o.rope(a, cos, sin, first=True), (query,)),
+        "rope_halves": (lambda o, a: o.rope(a, cos, sin, first=True, half=True), (query,)),
+        "norm_rope_halves": (lambda o, a, w: o.norm_rope(a, w, 1e-6, cos, sin, half=True), (query, normal(24))),
+        "layer_norm": (lambda o, a, w, b: o.layer_norm(a, w, b, 1e-6), (x, normal(HIDDEN), normal(HIDDEN))),
         "compress_csa": (lambda o, *a: o.compress(*a, first, previous), (rows, 3 * normal(24, 40), normal(4, 40))),
         "compress_hca": (lambda o, *a: o.compress(*a, first * 8, None), (open_rows, normal(300, 20), normal(128, 20))),
         "route": (lambda o, a, w: o.route(a, w, CHOICES, bias_E=bias)[1], (x, gate)),
         "route_hashed": (lambda o, a, w: o.route(a, w, CHOICES, ids_TK=ids)[1], (x, gate)),
+        "route_groups": (lambda o, a, w: o.route(a, w, CHOICES, bias_E=bias, rule=RouteRule("sigmoid", 4, 2))[1],
+                         (x, gate)),
+        "route_softmax": (lambda o, a, w: o.route(a, w, CHOICES, rule=RouteRule("softmax"))[1], (x, gate)),
+        "route_scores": (lambda o, a, w: o.route(a, w, CHOICES, rule=RouteRule("softmax", normalize=False))[1],
+                         (x, gate)),
+        "mlp_unclamped": (lambda o, a, *w: o.mlp(a, *w, math.inf), (x, *mlp)),
+        "experts_unclamped": (lambda o, a, w, *b: o.experts(a, ids, w, b, math.inf),
+                              (x, normal(tokens, CHOICES), *banks)),
         "mlp": (lambda o, a, *w: o.mlp(a, *w, 10.0), (x, *mlp)),
         "experts": (lambda o, a, w, *b: o.experts(a, ids, w, b, 10.0), (x, normal(tokens, CHOICES), *banks)),
         "hc_pre": (lambda o, s, *w: o.hc_pre(s, HyperWeights(*w), RULE), (streams, *hyper)),
         "hc_post": (lambda o, *a: o.hc_post(*a), (x, streams, *post)),
         "hc_head": (lambda o, s, *w: o.hc_head(s, HyperWeights(*w), RULE), (streams, *head)),
         "cross_entropy": (lambda o, h, w: o.cross_entropy(h, w, target), (x, normal(53, HIDDEN))),
+    }
+
+
+def _attention_cases(tokens):
+    """Rows up to each token of two sequences; some of them chosen; grouped heads and heads of their own."""
+    normal = seeded("attention")
+    start = torch.where(torch.arange(tokens) < 2 * tokens // 3, 0, 2 * tokens // 3).int()
+    count = torch.arange(tokens).int() - start + 4
+    causal = Ranges(start, count, int(count.sum()), int(count.max()) if tokens else 0)
+    chosen = (torch.arange(tokens)[:, None] + torch.tensor([-6, 1, 2, 3])).clamp_min(-1).int()
+    query, entry = normal(tokens, 6, 40), normal(tokens + 3, 40)
+
+    def heads(groups):
+        return query, normal(tokens + 3, groups, 40), normal(tokens + 3, groups, 16)
+
+    return {
+        "attention_value": (lambda o, q, e: o.attention(q, Keys(e, causal), None, scale=0.3, value_width=24),
+                            (query, entry)),
+        "attention_chosen": (lambda o, q, e: o.attention(q, Keys.chosen(e, chosen), None, value_width=24),
+                             (query, entry)),
+        "attention_grouped": (lambda o, *a: o.grouped_attention(*a, causal, 0.2), heads(2)),
+        "attention_ungrouped": (lambda o, *a: o.grouped_attention(*a, causal, 0.2), heads(6)),
     }
 
 

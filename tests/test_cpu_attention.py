@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anychip.chips.cpu.attention import attention, index_topk
+from anychip.chips.cpu.attention import attention, grouped_attention, index_topk
 from anychip.errors import NotSupported
 from anychip.ops import Keys, Ops, Ranges
 
@@ -69,6 +69,21 @@ def test_forward_and_gradients_equal_the_definition(name, shape):
     for a, b in zip(mine, theirs, strict=True):
         b = torch.zeros_like(a) if b is None and a is not None else b
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (7, 1), (16, 4), (40, 2), (3, 3), (24, 24)], ids=str)
+@pytest.mark.parametrize("lengths", [(1,), (70, 5, 33), (300,)], ids=str)
+def test_grouped_heads_equal_the_definition(lengths, shape):
+    (heads, groups), generator = shape, torch.Generator().manual_seed(sum(lengths))
+    seen, _, rows, _ = packed(lengths, 1000, 1)
+    tensors = [torch.randn(rows, *each, generator=generator).requires_grad_()
+               for each in ((heads, 40), (groups, 40), (groups, 24))]
+    out, expected = grouped_attention(*tensors, seen, 0.25), Ops().grouped_attention(*tensors, seen, 0.25)
+    assert torch.allclose(out, expected, rtol=1e-5, atol=2e-6)
+    grad = torch.randn(out.shape, generator=generator)
+    for mine, theirs in zip(torch.autograd.grad(out, tensors, grad), torch.autograd.grad(expected, tensors, grad),
+                            strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_huge_logits_stay_finite_and_right():

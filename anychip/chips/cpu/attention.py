@@ -2,61 +2,96 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import NotSupported
-from ...ops import Keys, Ops, Ranges
+from ...ops import Keys, Ranges
 from .bind import bind, refuse, wants_grad
 from .kernels import load_library
 
 _F32 = torch.float32
+_CALL = ("tokens", "heads", "groups", "channels", "values", "scale", "query", "key", "value", "start", "count",
+         "chosen", "chosen_start", "chosen_count", "rows", "width", "sink")  # attention.h's Call
+_SCALE = _CALL.index("scale")
+_Call = ctypes.c_int64 * len(_CALL)
 
 
 @cache
 def _kernels() -> SimpleNamespace:
-    shared = "lll" + "p" * 8 + "lp"
-    return bind(load_library(), {
-        "attention": shared + "pp", "attention_back": shared + "ppp" + "ll" + "pppp", "index_topk": "lllpppppllp",
-    })  # fmt: skip
+    return bind(load_library(), {"attention": "ppp", "attention_back": "ppppll" + "p" * 5, "index_topk": "lllpppppllp"})
+
+
+class _Problem(NamedTuple):
+    """What both directions work on, contiguous. `value` None: the first `values` channels of keys."""
+
+    query: Tensor
+    window: Tensor
+    value: Tensor | None
+    chosen: Tensor | None
+    sink: Tensor | None
+    keys: Keys  # the row numbers
+    scale: float
+    values: int
+
+    def call(self) -> Any:
+        """Return the kernels' struct. The tensors must outlive the call."""
+        ranges, selected, chosen = self.keys.window, self.keys.selected, self.chosen
+        _check_rows(ranges)
+        rows: tuple[int, ...] = (0, 0, 0, 0, 0)
+        if chosen is not None and selected is not None:
+            _check_rows(selected)
+            rows = ((chosen.data_ptr(), selected.start.data_ptr(), selected.count.data_ptr(), 0, 0)
+                    if isinstance(selected, Ranges) else
+                    (chosen.data_ptr(), 0, 0, selected.data_ptr(), selected.shape[1]))
+        tokens, heads, channels = self.query.shape
+        value = self.window if self.value is None else self.value
+        struct = _Call(tokens, heads, 1 if self.value is None else self.window.shape[1], channels, self.values, 0,
+                       self.query.data_ptr(), self.window.data_ptr(), value.data_ptr(), ranges.start.data_ptr(),
+                       ranges.count.data_ptr(), *rows, 0 if self.sink is None else self.sink.data_ptr())
+        ctypes.c_double.from_buffer(struct, 8 * _SCALE).value = self.scale
+        return struct
 
 
 def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, *, scale: float | None = None,
               value_width: int | None = None) -> Tensor:
-    """`ops.attention.attention`, fused. Raises NotSupported for other formats than fp32 or C not a multiple of 8."""
-    if sink_H is None or scale is not None or value_width is not None:
-        return Ops.attention(query_THC, keys, sink_H, scale=scale, value_width=value_width)
+    """`ops.attention.attention`, fused. Raises NotSupported for other formats than fp32, or channels not in eights."""
     window, chosen = keys.window_NC, keys.compressed_MC
-    if not (query_THC.dtype is window.dtype is sink_H.dtype is _F32) or not (chosen is None or chosen.dtype is _F32):
-        refuse("attention", query_THC, window, chosen, sink_H)
-    if query_THC.shape[2] % 8:
-        raise NotSupported(f"the cpu chip's attention takes a head_dim that is a multiple of 8, not "
-                           f"{query_THC.shape[2]}; open cpu:reference")
     if keys.selected is None or (chosen is not None and not chosen.shape[0]):
         chosen = None
-    if wants_grad(query_THC, window, chosen, sink_H):
-        out: Tensor = _Attention.apply(query_THC, window, chosen, sink_H, keys)
+    form = keys, scale or 0.0, query_THC.shape[2] if value_width is None else value_width
+    return _run("attention", query_THC, window, None, chosen, sink_H, *form)
+
+
+def grouped_attention(query_THC: Tensor, key_NGC: Tensor, value_NGV: Tensor, ranges: Ranges, scale: float) -> Tensor:
+    """`ops.grouped.grouped_attention`, fused. Raises NotSupported as `attention` does."""
+    if value_NGV.data_ptr() == key_NGC.data_ptr():
+        value_NGV = value_NGV.clone()  # the kernels know a shared memory as attention's
+    form = Keys(key_NGC, ranges), scale, value_NGV.shape[2]
+    return _run("grouped_attention", query_THC, key_NGC, value_NGV, None, None, *form)
+
+
+def _run(op: str, *given: Any) -> Tensor:
+    tensors = [t for t in given[:5] if t is not None]
+    if any(t.dtype is not _F32 for t in tensors):
+        refuse(op, *tensors)
+    if (given[0].shape[2] | given[-1]) % 8:
+        raise NotSupported(f"the cpu chip's {op} takes channels that are multiples of 8, not {given[0].shape[2]} for "
+                           f"keys and {given[-1]} for values; open cpu:reference")
+    if wants_grad(*tensors):
+        out: Tensor = _Attention.apply(*given)
         return out
-    return _forward(query_THC.contiguous(), window.contiguous(), chosen, sink_H.contiguous(), (keys, 0))[0]
+    return _forward(_contiguous(given), False)[0]
 
 
-def _arguments(query: Tensor, window: Tensor, chosen: Tensor | None, sink: Tensor, keys: Keys) -> tuple[Any, ...]:
-    """What both kernels begin with. Tensors must be contiguous and outlive the call."""
-    ranges, selected = keys.window, keys.selected
-    _check_rows(ranges)
-    pointers: tuple[int, ...] = (0, 0, 0, 0, 0)
-    if chosen is not None and isinstance(selected, Ranges):
-        _check_rows(selected)
-        pointers = chosen.data_ptr(), selected.start.data_ptr(), selected.count.data_ptr(), 0, 0
-    elif chosen is not None and selected is not None:
-        _check_rows(selected)
-        pointers = chosen.data_ptr(), 0, 0, selected.data_ptr(), selected.shape[1]  # type: ignore[union-attr]
-    return (*query.shape, query.data_ptr(), window.data_ptr(), ranges.start.data_ptr(), ranges.count.data_ptr(),
-            *pointers, sink.data_ptr())
+def _contiguous(given: tuple[Any, ...]) -> _Problem:
+    tensors: list[Any] = [None if t is None else t.contiguous() for t in given[:5]]
+    return _Problem(*tensors, *given[5:])
 
 
 def _check_rows(rows: Ranges | Tensor) -> None:
@@ -66,40 +101,40 @@ def _check_rows(rows: Ranges | Tensor) -> None:
             raise TypeError(f"row numbers must be contiguous int32, not {tensor.dtype} with strides {tensor.stride()}")
 
 
-def _forward(query: Tensor, window: Tensor, chosen: Tensor | None, sink: Tensor,
-             more: tuple[Keys, int]) -> tuple[Tensor, Tensor | None]:
-    keys, want_lse = more
-    chosen = None if chosen is None else chosen.contiguous()
-    out = torch.empty_like(query)
-    lse = query.new_empty(query.shape[:2]) if want_lse else None
-    kept = 0 if lse is None else lse.data_ptr()
-    _kernels().attention(*_arguments(query, window, chosen, sink, keys), out.data_ptr(), kept)
+def _forward(problem: _Problem, want_lse: bool) -> tuple[Tensor, Tensor | None]:
+    out = problem.query.new_empty(*problem.query.shape[:2], problem.values)
+    lse = problem.query.new_empty(problem.query.shape[:2]) if want_lse else None
+    call = problem.call()
+    _kernels().attention(ctypes.addressof(call), out.data_ptr(), _address(lse))
     return out, lse
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _Attention(torch.autograd.Function):
     """Keeps the output and each query's log-sum-exp; backward computes the scores again."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, window: Tensor, chosen: Tensor | None, sink: Tensor, keys: Keys) -> Tensor:
-        query, window, sink = query.contiguous(), window.contiguous(), sink.contiguous()
-        chosen = None if chosen is None else chosen.contiguous()
-        out, lse = _forward(query, window, chosen, sink, (keys, 1))
-        ctx.save_for_backward(query, window, chosen, sink, out, lse)
-        ctx.keys = keys
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        problem = _contiguous(given)
+        out, lse = _forward(problem, True)
+        ctx.save_for_backward(*problem[:5], out, lse)
+        ctx.form = problem[5:]
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, window, chosen, sink, out, lse = ctx.saved_tensors
-        grad = grad.contiguous()
-        grads = [None if t is None else torch.empty_like(t) for t in (query, window, chosen, sink)]
+        *tensors, out, lse = ctx.saved_tensors
+        problem, grad = _Problem(*tensors, *ctx.form), grad.contiguous()
+        query, window, value, chosen, sink = (None if t is None else torch.empty_like(t) for t in tensors)
+        call = problem.call()
         _kernels().attention_back(
-            *_arguments(query, window, chosen, sink, ctx.keys), out.data_ptr(), lse.data_ptr(), grad.data_ptr(),
-            window.shape[0], 0 if chosen is None else chosen.shape[0],
-            *(0 if g is None else g.data_ptr() for g in grads))
-        return (*grads, None)
+            ctypes.addressof(call), out.data_ptr(), lse.data_ptr(), grad.data_ptr(), problem.window.shape[0],
+            0 if chosen is None else chosen.shape[0], *map(_address, (query, window, chosen, value, sink)))
+        return query, window, value, chosen, sink, None, None, None
 
 
 def index_topk(query_THI: Tensor, weight_TH: Tensor, key_MI: Tensor, visible: Ranges, topk: int) -> Tensor:

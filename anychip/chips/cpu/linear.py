@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops import Ops
 from .bind import bind, refuse, wants_grad
 from .kernels import load_library
 from .product import product
@@ -45,18 +44,17 @@ def grouped_linear(x_TGI: Tensor, weight: Tensor) -> Tensor:
     """`ops.linear.grouped_linear` without copies. Raises NotSupported for other formats than fp32."""
     if not (x_TGI.dtype is weight.dtype is _F32):
         refuse("grouped_linear", x_TGI, weight)
-    if weight.dim() == 3:
-        return Ops.grouped_linear(x_TGI, weight)
+    weight_GOI = weight if weight.dim() == 3 else weight.view(x_TGI.shape[1], -1, x_TGI.shape[2])
     if wants_grad(x_TGI, weight):
-        result: Tensor = _GroupedLinear.apply(x_TGI, weight)
+        result: Tensor = _GroupedLinear.apply(x_TGI, weight_GOI)
         return result
     tokens, groups, inputs = x_TGI.shape
-    if tokens > _FEW:
-        return _grouped(x_TGI, weight)
-    out = torch.empty(tokens, weight.shape[0])
-    x, weight = x_TGI.contiguous(), weight.contiguous()
+    if tokens > _FEW or not weight_GOI.is_contiguous():
+        return _grouped(x_TGI, weight_GOI)
+    out = torch.empty(tokens, groups * weight_GOI.shape[1])
+    x = x_TGI.contiguous()
     _kernels().linear_few(
-        tokens, groups, inputs, weight.shape[0] // groups, x.data_ptr(), weight.data_ptr(), out.data_ptr()
+        tokens, groups, inputs, weight_GOI.shape[1], x.data_ptr(), weight_GOI.data_ptr(), out.data_ptr()
     )
     return out
 
@@ -68,14 +66,12 @@ def embed(ids_T: Tensor, weight_Vd: Tensor) -> Tensor:
     return F.embedding(ids_T, weight_Vd)
 
 
-def _grouped(x: Tensor, weight: Tensor) -> Tensor:
-    groups = x.shape[1]
-    outputs = weight.shape[0] // groups
-    out = torch.empty(x.shape[0], weight.shape[0])
+def _grouped(x: Tensor, weight_GOI: Tensor) -> Tensor:
+    tokens, groups, _ = x.shape
+    out = torch.empty(tokens, groups, weight_GOI.shape[1])
     for g in range(groups):
-        rows = slice(g * outputs, (g + 1) * outputs)
-        product(x[:, g], weight[rows].t(), out[:, rows])
-    return out
+        product(x[:, g], weight_GOI[g].t(), out[:, g])
+    return out.flatten(1)
 
 
 class _Linear(torch.autograd.Function):
@@ -105,11 +101,9 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        groups = x.shape[1]
-        outputs = weight.shape[0] // groups
-        dx, dweight = torch.empty(x.shape), torch.empty_like(weight)
+        tokens, groups, _ = x.shape
+        dx, dweight, dout = torch.empty(x.shape), torch.empty(weight.shape), dout.view(tokens, groups, weight.shape[1])
         for g in range(groups):
-            rows = slice(g * outputs, (g + 1) * outputs)
-            product(dout[:, rows], weight[rows], dx[:, g])
-            product(dout[:, rows].t(), x[:, g], dweight[rows])
+            product(dout[:, g], weight[g], dx[:, g])
+            product(dout[:, g].t(), x[:, g], dweight[g])
         return dx, dweight

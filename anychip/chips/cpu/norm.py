@@ -1,26 +1,40 @@
-"""RMS norm and rotary embedding on the CPU, in one pass over the rows each way."""
+"""Norms and rotary embedding on the CPU, in one pass over the rows each way."""
 
 from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops import Ops
 from .bind import bind, refuse, wants_grad
 from .kernels import load_library
 
 _F32 = torch.float32
+_HALVES, _FIRST = 1, 2  # as in norm.h
 
 
 @cache
 def _kernels() -> SimpleNamespace:
     return bind(load_library(), {
-        "threads": "", "norm_rope": "lliif" + "p" * 6, "norm_rope_back": "llii" + "p" * 9, "rope": "lliif" + "p" * 4,
+        "threads": "", "norm_rope": "lliiif" + "p" * 6, "norm_rope_back": "lliii" + "p" * 9, "rope": "lliiif" + "p" * 4,
     })  # fmt: skip
+
+
+class _Turn(NamedTuple):
+    """A rotation: angles [T, R/2], which channels are pairs (norm.h), and 1 or -1 for its direction."""
+
+    cos: Tensor
+    sin: Tensor
+    form: int = 0
+    sign: float = 1.0
+
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor, *, half: bool, first: bool = False, inverse: bool = False) -> _Turn:
+        return cls(cos.contiguous(), sin.contiguous(), _HALVES * half | _FIRST * first, -1.0 if inverse else 1.0)
 
 
 def rms_norm(x: Tensor, weight_C: Tensor | None, eps: float) -> Tensor:
@@ -28,7 +42,7 @@ def rms_norm(x: Tensor, weight_C: Tensor | None, eps: float) -> Tensor:
     if x.dtype is not _F32 or (weight_C is not None and weight_C.dtype is not _F32):
         refuse("rms_norm", x, weight_C)
     if wants_grad(x, weight_C):
-        out: Tensor = _NormRope.apply(x, weight_C, eps, None, None)
+        out: Tensor = _NormRope.apply(x, weight_C, eps, None)
         return out
     return _norm_rope(x.contiguous(), weight_C, eps, None, 0)
 
@@ -36,93 +50,87 @@ def rms_norm(x: Tensor, weight_C: Tensor | None, eps: float) -> Tensor:
 def norm_rope(x: Tensor, weight_C: Tensor | None, eps: float, cos_TR: Tensor, sin_TR: Tensor, *,
               half: bool = False) -> Tensor:
     """`ops.norm.norm_rope` in one pass. Raises NotSupported for other formats than fp32."""
-    if half:
-        return Ops.norm_rope(x, weight_C, eps, cos_TR, sin_TR, half=half)
     if not (x.dtype is cos_TR.dtype is sin_TR.dtype is _F32) or (weight_C is not None and weight_C.dtype is not _F32):
         refuse("norm_rope", x, weight_C, cos_TR, sin_TR)
-    angles = cos_TR.contiguous(), sin_TR.contiguous()
+    turn = _Turn.of(cos_TR, sin_TR, half=half)
     if wants_grad(x, weight_C):
-        out: Tensor = _NormRope.apply(x, weight_C, eps, *angles)
+        out: Tensor = _NormRope.apply(x, weight_C, eps, turn)
         return out
-    return _norm_rope(x.contiguous(), weight_C, eps, angles, 0)
+    return _norm_rope(x.contiguous(), weight_C, eps, turn, 0)
 
 
-def _norm_rope(x: Tensor, weight: Tensor | None, eps: float, angles: tuple[Tensor, Tensor] | None, kept: int) -> Tensor:
+def layer_norm(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
+    """`ops.norm.layer_norm` by torch's own kernel. Raises NotSupported for other formats than fp32."""
+    if not (x.dtype is weight_C.dtype is bias_C.dtype is _F32):
+        refuse("layer_norm", x, weight_C, bias_C)
+    return F.layer_norm(x, (x.shape[-1],), weight_C, bias_C, eps)
+
+
+def _norm_rope(x: Tensor, weight: Tensor | None, eps: float, turn: _Turn | None, kept: int) -> Tensor:
     out = torch.empty_like(x)
     if not out.numel():
         return out
-    channels = x.shape[-1]
-    rows = x.numel() // channels
     weight = None if weight is None else weight.contiguous()
     given = 0 if weight is None else weight.data_ptr()
-    if angles is None:
-        _kernels().norm_rope(rows, channels, 1, 0, eps, x.data_ptr(), given, 0, 0, out.data_ptr(), kept)
-    else:
-        cos, sin = angles
-        _kernels().norm_rope(
-            rows, channels, rows // x.shape[0], cos.shape[-1], eps, x.data_ptr(), given, cos.data_ptr(), sin.data_ptr(),
-            out.data_ptr(), kept,
-        )  # fmt: skip
+    shape, angles = _shape(x, turn)
+    _kernels().norm_rope(*shape, eps, x.data_ptr(), given, *angles, out.data_ptr(), kept)
     return out
+
+
+def _shape(x: Tensor, turn: _Turn | None) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """What the kernels begin with (rows, channels, heads, pairs, form), and the angles' addresses."""
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    if turn is None:
+        return (rows, channels, 1, 0, 0), (0, 0)
+    shape = rows, channels, rows // x.shape[0], turn.cos.shape[-1], turn.form
+    return shape, (turn.cos.data_ptr(), turn.sin.data_ptr())
 
 
 class _NormRope(torch.autograd.Function):
     """norm_rope with its gradients; keeps the input and one number a row."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, turn: _Turn | None) -> Tensor:
         x, weight = x.contiguous(), None if weight is None else weight.contiguous()
         kept = torch.empty(x.shape[:-1])
-        angles = None if cos is None or sin is None else (cos, sin)
-        out = _norm_rope(x, weight, eps, angles, kept.data_ptr())
-        ctx.save_for_backward(x, kept, *(t for t in (weight, cos, sin) if t is not None))
-        ctx.weighted, ctx.turned = weight is not None, cos is not None
+        out = _norm_rope(x, weight, eps, turn, kept.data_ptr())
+        ctx.save_for_backward(x, kept, weight)
+        ctx.turn = turn
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
-        x, kept, *rest = ctx.saved_tensors
-        weight = rest.pop(0) if ctx.weighted else None
-        cos, sin = rest if ctx.turned else (None, None)
+        x, kept, weight = ctx.saved_tensors
         dx = torch.empty_like(x)
         dweight = torch.zeros_like(weight) if weight is not None and ctx.needs_input_grad[1] else None
         if not dx.numel():
-            return dx, dweight, None, None, None
-        channels = x.shape[-1]
-        rows = x.numel() // channels
-        parts = torch.empty(_kernels().threads() * 2 * channels)
-        tensors = (x, weight, cos, sin, kept, dout.contiguous(), dx, dweight, parts)
-        heads, half = (rows // x.shape[0], cos.shape[-1]) if cos is not None else (1, 0)
-        _kernels().norm_rope_back(rows, channels, heads, half, *(0 if t is None else t.data_ptr() for t in tensors))
-        return dx, dweight, None, None, None
+            return dx, dweight, None, None
+        parts = torch.empty(_kernels().threads() * 2 * x.shape[-1])
+        rest = (kept, dout.contiguous(), dx, dweight, parts)
+        shape, angles = _shape(x, ctx.turn)
+        _kernels().norm_rope_back(*shape, x.data_ptr(), 0 if weight is None else weight.data_ptr(), *angles,
+                                  *(0 if t is None else t.data_ptr() for t in rest))
+        return dx, dweight, None, None
 
 
 def rope(x: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, inverse: bool = False, half: bool = False,
          first: bool = False) -> Tensor:
     """`ops.norm.rope` in one pass. Raises NotSupported for other formats than fp32."""
-    if half or first:
-        return Ops.rope(x, cos_TR, sin_TR, inverse=inverse, half=half, first=first)
     if not (x.dtype is cos_TR.dtype is sin_TR.dtype is _F32):
         refuse("rope", x, cos_TR, sin_TR)
-    cos, sin, sign = cos_TR.contiguous(), sin_TR.contiguous(), -1.0 if inverse else 1.0
+    turn = _Turn.of(cos_TR, sin_TR, half=half, first=first, inverse=inverse)
     if wants_grad(x):
-        out: Tensor = _Rope.apply(x, cos, sin, sign)
+        out: Tensor = _Rope.apply(x, turn)
         return out
-    return _rope(x.contiguous(), cos, sin, sign)
+    return _rope(x.contiguous(), turn)
 
 
-def _rope(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _rope(x: Tensor, turn: _Turn) -> Tensor:
     out = torch.empty_like(x)
-    if not out.numel():
-        return out
-    channels = x.shape[-1]
-    rows = x.numel() // channels
-    _kernels().rope(
-        rows, channels, rows // x.shape[0], cos.shape[-1], sign, x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
-        out.data_ptr(),
-    )  # fmt: skip
+    if out.numel():
+        shape, angles = _shape(x, turn)
+        _kernels().rope(*shape, turn.sign, x.data_ptr(), *angles, out.data_ptr())
     return out
 
 
@@ -130,12 +138,10 @@ class _Rope(torch.autograd.Function):
     """rope, whose gradient is the rotation back; keeps only the angles."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.sign = sign
-        return _rope(x.contiguous(), cos, sin, sign)
+    def forward(ctx: Any, x: Tensor, turn: _Turn) -> Tensor:
+        ctx.turn = turn
+        return _rope(x.contiguous(), turn)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        return _rope(dout.contiguous(), cos, sin, -ctx.sign), None, None, None
+        return _rope(dout.contiguous(), ctx.turn._replace(sign=-ctx.turn.sign)), None

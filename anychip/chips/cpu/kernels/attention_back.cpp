@@ -3,58 +3,68 @@
 
 namespace {
 
-// Gradients of one block of tokens: its own rows' sums cover [low, low + rows of the buffer).
+// Where the rows [low, high) of a gradient are summed, `step` apart: in a block's own memory, or in the result.
 struct Sums {
-    int64_t low = 0, high = 0;
-    std::vector<float> data;
+    int64_t low = 0, high = 0, step = 0;
+    float* to = nullptr;
+    std::vector<float> own;
+    float* row(int64_t at) const { return to + (at - low) * step; }
 };
 
 struct Back {
     const float *out, *grad, *lse;
-    float *grad_query, *grad_sink;  // grad_sink: [blocks][heads]
+    float* grad_query;
+};
+
+// What some tokens of some key heads add to; `value` where values are not the keys' memory.
+struct Task {
+    int64_t first, end, from_group, to_group;
+    Sums key[2], value;  // of the window and the chosen rows
+    float* sink;         // [heads] or null
 };
 
 // grad_row[c] += sum over lanes of both[row][lane] * pair[lane][c] (dS with queries, P with output gradients).
 template <int DEPTH>
-void add_outer(const float* both, int64_t rows, int64_t channels, const float* pair, float* grad, int64_t stride) {
+void add_outer(const float* both, int64_t step, int64_t rows, int64_t channels, const float* pair, float* grad,
+               int64_t stride) {
     int64_t r = 0;
     for (; r + 6 <= rows; r += 6)
         for (int64_t c = 0; c < channels; c += 16) {
             if (c + 16 <= channels)
-                tile<6, 2>(DEPTH, both + r * DEPTH, DEPTH, 1, pair + c, channels, grad + r * stride + c, stride, true);
+                tile<6, 2>(DEPTH, both + r * step, step, 1, pair + c, channels, grad + r * stride + c, stride, true);
             else
-                tile<6, 1>(DEPTH, both + r * DEPTH, DEPTH, 1, pair + c, channels, grad + r * stride + c, stride, true);
+                tile<6, 1>(DEPTH, both + r * step, step, 1, pair + c, channels, grad + r * stride + c, stride, true);
         }
     for (; r < rows; r++)
         for (int64_t c = 0; c < channels; c += 8)
-            tile<1, 1>(DEPTH, both + r * DEPTH, DEPTH, 1, pair + c, channels, grad + r * stride + c, stride, true);
+            tile<1, 1>(DEPTH, both + r * step, step, 1, pair + c, channels, grad + r * stride + c, stride, true);
 }
 
 template <int V>
-void backward_panel(const Problem& p, const Panel& panel, Scratch<V>& s, const Back& back, Sums* sums, float* grad_sink) {
+void backward_panel(const Problem& p, const Panel& panel, Scratch<V>& s, const Back& back, const Task& task) {
     constexpr int L = 8 * V;
     score<V>(p, panel, s);
-    const int64_t count = s.rows.size(), channels = p.shape.channels, lanes = panel.tokens * panel.heads;
+    const int64_t count = s.rows.size(), channels = p.shape.channels, values = p.shape.values;
+    const int64_t lanes = panel.tokens * panel.heads, value_step = p.shared() ? channels : values;
     s.grad.resize(std::max<size_t>(s.grad.size(), count * L));
     s.both.resize(std::max<size_t>(s.both.size(), count * 2 * L));
-    s.pair.assign(2 * L * channels, 0.0f);
+    s.pair.assign(L * (channels + value_step), 0.0f);
+    float *queries = s.pair.data(), *grads = queries + L * channels;
     f8 lse[V] = {}, dot_out[V] = {}, scale[V];
-    const float factor = 1.0f / std::sqrt((float)channels);
+    const float factor = p.shape.scale;
     for (int v = 0; v < V; v++) scale[v] = all8(factor);
     for (int lane = 0; lane < lanes; lane++) {
-        int64_t row = first_query(p, panel) + lane;
+        const int64_t row = query_row(p, panel, lane), head = row % p.shape.heads;
         lse[lane / 8][lane % 8] = back.lse[row];
-        float d = dot(back.out + row * channels, back.grad + row * channels, channels);
+        const float d = dot(back.out + row * values, back.grad + row * values, values);
         dot_out[lane / 8][lane % 8] = d;
-        int64_t head = row % p.shape.heads;
-        grad_sink[head] -= std::exp(p.sink[head] - back.lse[row]) * d;
-        for (int64_t c = 0; c < channels; c += 8) {
-            store8(&s.pair[lane * channels + c], load8(p.query + row * channels + c) * factor);
-            store8(&s.pair[(L + lane) * channels + c], load8(back.grad + row * channels + c));
-        }
+        if (task.sink) task.sink[head] -= std::exp(p.sink[head] - back.lse[row]) * d;
+        for (int64_t c = 0; c < channels; c += 8)
+            store8(queries + lane * channels + c, load8(p.query + row * channels + c) * factor);
+        for (int64_t c = 0; c < values; c += 8) store8(grads + lane * value_step + c, load8(back.grad + row * values + c));
     }
-    to_panel<V>(p, panel, back.grad, 1.0f, s.out.data());
-    all_dots<V>(s.rows.data(), count, channels, s.out.data(), s.grad.data());
+    to_panel<V>(p, panel, back.grad, values, 1.0f, s.out.data());
+    all_dots<V>(s.value_rows(), count, values, s.out.data(), s.grad.data());
     for (int64_t k = 0; k < count; k++)
         for (int v = 0; v < V; v++) {
             f8 e = exp8(load8(&s.score[(k * V + v) * 8]) - lse[v]);
@@ -64,14 +74,22 @@ void backward_panel(const Problem& p, const Panel& panel, Scratch<V>& s, const B
             store8(&s.both[k * 2 * L + L + 8 * v], e);
         }
     mix_all<V>(s.rows.data(), count, channels, s.grad.data(), s.query.data());
-    from_panel<V>(p, panel, s.query.data(), scale, back.grad_query);
+    from_panel<V>(p, panel, s.query.data(), channels, scale, back.grad_query);
+    const int64_t group = panel.head / p.shape.together() - task.from_group;
     for (int part = 0; part < 2; part++) {  // runs of consecutive rows are summed together
         int64_t k = part ? s.window_rows : 0, end = part ? count : s.window_rows;
         while (k < end) {
             int64_t run = k + 1;
             while (run < end && s.at[run] == s.at[run - 1] + 1) run++;
-            add_outer<2 * L>(&s.both[k * 2 * L], run - k, channels, s.pair.data(),
-                             &sums[part].data[(s.at[k] - sums[part].low) * channels], channels);
+            const float* both = &s.both[k * 2 * L];
+            float* key = task.key[part].row(s.at[k]) + group * channels;
+            if (p.shared()) {
+                add_outer<2 * L>(both, 2 * L, run - k, channels, queries, key, task.key[part].step);
+            } else {
+                add_outer<L>(both, 2 * L, run - k, channels, queries, key, task.key[part].step);
+                add_outer<L>(both + L, 2 * L, run - k, values, grads, task.value.row(s.at[k]) + group * values,
+                             task.value.step);
+            }
             k = run;
         }
     }
@@ -79,7 +97,7 @@ void backward_panel(const Problem& p, const Panel& panel, Scratch<V>& s, const B
 
 void cover(const Seen& seen, int64_t first, int64_t end, int64_t channels, Sums& sums) {
     int64_t low = INT64_MAX, high = 0;
-    if (seen.data)
+    if (seen.key)
         for (int64_t t = first; t < end; t++) {
             for (int64_t k = 0; seen.rows && k < seen.width; k++) {
                 int64_t row = seen.rows[t * seen.width + k];
@@ -92,67 +110,117 @@ void cover(const Seen& seen, int64_t first, int64_t end, int64_t channels, Sums&
         }
     sums.low = std::min(low, high);
     sums.high = high;
-    sums.data.assign((sums.high - sums.low) * channels, 0.0f);
+    sums.step = channels;
+    sums.own.assign((sums.high - sums.low) * channels, 0.0f);
+    sums.to = sums.own.data();
 }
 
-void reduce(const std::vector<Sums>& blocks, int64_t part, int64_t rows, int64_t channels, float* grad) {
+void reduce(const std::vector<Task>& blocks, int64_t part, int64_t rows, int64_t channels, float* grad) {
 #pragma omp parallel for
     for (int64_t row = 0; row < rows; row++) {
         float* to = grad + row * channels;
         std::fill(to, to + channels, 0.0f);
-        for (size_t b = part; b < blocks.size(); b += 2)
-            if (row >= blocks[b].low && row < blocks[b].high) {
-                const float* from = &blocks[b].data[(row - blocks[b].low) * channels];
-                for (int64_t c = 0; c < channels; c += 8) store8(to + c, load8(to + c) + load8(from + c));
-            }
+        for (const Task& block : blocks) {
+            const Sums& sums = block.key[part];
+            if (row < sums.low || row >= sums.high) continue;
+            for (int64_t c = 0; c < channels; c += 8) store8(to + c, load8(to + c) + load8(sums.row(row) + c));
+        }
     }
 }
 
 constexpr int64_t MOST_BLOCKS = 16;
 
-// Tokens are cut into blocks by their number alone, each with its own sums, added in order: the result does not
-// depend on the number of threads.
 template <int V>
-void backward(const Problem& p, const Back& back, int64_t window_rows, int64_t chosen_rows, float* grad_window,
-              float* grad_chosen) {
-    const int64_t tokens = p.shape.tokens, heads = p.shape.heads;
-    const int64_t blocks = std::clamp<int64_t>(tokens / 64, 1, MOST_BLOCKS);
-    std::vector<Sums> sums(2 * blocks);
-    std::vector<float> grad_sink(blocks * heads, 0.0f);
+void run_task(const Problem& p, const Back& back, const Task& task, Scratch<V>& s) {
+    std::vector<Panel> panels;
+    for (int64_t g = task.from_group; g < task.to_group; g++) add_panels<V>(p, task.first, task.end, g, panels);
+    for (size_t i = 0; i < panels.size(); i++) {
+        if (i + 1 < panels.size()) {
+            prefetch(p, panels[i + 1], p.query, p.shape.channels);
+            for (const float* data : {back.grad, back.out}) prefetch(p, panels[i + 1], data, p.shape.values);
+        }
+        backward_panel<V>(p, panels[i], s, back, task);
+    }
+}
+
+struct Made {
+    int64_t window_rows, chosen_rows;
+    float *window, *chosen, *value, *sink;
+};
+
+// One key head: tokens are cut into blocks by their number alone, each with its own sums, added in order: the result
+// does not depend on the number of threads.
+template <int V>
+void backward_blocks(const Problem& p, const Back& back, const Made& made) {
+    const int64_t tokens = p.shape.tokens, heads = p.shape.heads, channels = p.shape.channels;
+    const int64_t count = std::clamp<int64_t>(tokens / 64, 1, MOST_BLOCKS);
+    std::vector<Task> blocks(count);
+    std::vector<float> grad_sink(count * heads, 0.0f);
 #pragma omp parallel
     {
-        Scratch<V> s(p.shape.channels);
+        Scratch<V> s(p.shape);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t b = 0; b < blocks; b++) {
-            int64_t first = tokens * b / blocks, end = tokens * (b + 1) / blocks;
-            cover(p.window, first, end, p.shape.channels, sums[2 * b]);
-            cover(p.chosen, first, end, p.shape.channels, sums[2 * b + 1]);
-            const auto panels = panels_of<V>(p, first, end);
-            for (size_t i = 0; i < panels.size(); i++) {
-                if (i + 1 < panels.size())
-                    for (const float* data : {p.query, back.grad, back.out}) prefetch(p, panels[i + 1], data);
-                backward_panel<V>(p, panels[i], s, back, &sums[2 * b], &grad_sink[b * heads]);
-            }
+        for (int64_t b = 0; b < count; b++) {
+            Task& block = blocks[b];
+            block.first = tokens * b / count, block.end = tokens * (b + 1) / count;
+            block.from_group = 0, block.to_group = 1;
+            block.sink = p.sink ? &grad_sink[b * heads] : nullptr;
+            cover(p.window, block.first, block.end, channels, block.key[0]);
+            cover(p.chosen, block.first, block.end, channels, block.key[1]);
+            run_task<V>(p, back, block, s);
         }
     }
-    reduce(sums, 0, window_rows, p.shape.channels, grad_window);
-    if (grad_chosen) reduce(sums, 1, chosen_rows, p.shape.channels, grad_chosen);
-    for (int64_t h = 0; h < heads; h++) {
-        back.grad_sink[h] = 0.0f;
-        for (int64_t b = 0; b < blocks; b++) back.grad_sink[h] += grad_sink[b * heads + h];
+    reduce(blocks, 0, made.window_rows, channels, made.window);
+    if (made.chosen) reduce(blocks, 1, made.chosen_rows, channels, made.chosen);
+    for (int64_t h = 0; made.sink && h < heads; h++) {
+        made.sink[h] = 0.0f;
+        for (int64_t b = 0; b < count; b++) made.sink[h] += grad_sink[b * heads + h];
     }
+}
+
+// Several key heads: each of them, in each run of tokens whose rows no other token sees, adds to rows of its own.
+template <int V>
+void backward_heads(const Problem& p, const Back& back, const Made& made) {
+    const Shape& shape = p.shape;
+    const int64_t key_step = shape.groups * shape.channels, value_step = shape.groups * shape.values;
+    std::vector<Task> tasks;
+    int64_t first = 0, seen = 0;
+    for (int64_t t = 0; t <= shape.tokens; t++) {
+        const bool apart = t == shape.tokens || (t && p.window.start[t] >= seen);
+        for (int64_t g = 0; apart && g < shape.groups; g++) {
+            Task task{first, t, g, g + 1, {}, {}, nullptr};
+            task.key[0].step = key_step, task.key[0].to = made.window + g * shape.channels;
+            task.value.step = value_step, task.value.to = made.value + g * shape.values;
+            tasks.push_back(task);
+        }
+        if (apart) first = t;
+        if (t < shape.tokens) seen = std::max<int64_t>(seen, (int64_t)p.window.start[t] + p.window.count[t]);
+    }
+#pragma omp parallel
+    {
+        Scratch<V> s(shape);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < made.window_rows; row++) {
+            std::fill(made.window + row * key_step, made.window + (row + 1) * key_step, 0.0f);
+            std::fill(made.value + row * value_step, made.value + (row + 1) * value_step, 0.0f);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < (int64_t)tasks.size(); i++) run_task<V>(p, back, tasks[i], s);
+    }
+}
+
+template <int V>
+void backward(const Problem& p, const Back& back, const Made& made) {
+    p.shared() ? backward_blocks<V>(p, back, made) : backward_heads<V>(p, back, made);
 }
 
 }  // namespace
 
-extern "C" void anychip_attention_back(int64_t tokens, int64_t heads, int64_t channels, const float* query,
-                                       const float* window, const int32_t* start, const int32_t* count,
-                                       const float* chosen, const int32_t* chosen_start, const int32_t* chosen_count,
-                                       const int32_t* rows, int64_t width, const float* sink, const float* out,
-                                       const float* lse, const float* grad, int64_t window_rows, int64_t chosen_rows,
-                                       float* grad_query, float* grad_window, float* grad_chosen, float* grad_sink) {
-    Problem p = problem(tokens, heads, channels, query, window, start, count, chosen, chosen_start, chosen_count, rows, width, sink);
-    Back back{out, grad, lse, grad_query, grad_sink};
-    narrow(p) ? backward<1>(p, back, window_rows, chosen_rows, grad_window, grad_chosen)
-              : backward<2>(p, back, window_rows, chosen_rows, grad_window, grad_chosen);
+extern "C" void anychip_attention_back(const Call* call, const float* out, const float* lse, const float* grad,
+                                       int64_t window_rows, int64_t chosen_rows, float* grad_query, float* grad_window,
+                                       float* grad_chosen, float* grad_value, float* grad_sink) {
+    const Problem p = problem(*call);
+    const Back back{out, grad, lse, grad_query};
+    const Made made{window_rows, chosen_rows, grad_window, grad_chosen, grad_value, grad_sink};
+    narrow(p) ? backward<1>(p, back, made) : backward<2>(p, back, made);
 }

@@ -11,7 +11,7 @@ void anychip_hc_head(int, int64_t, int64_t, float, float, const float*, const fl
                      float*, float*);
 void anychip_compress(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const int32_t*,
                       const int32_t*, float*, float*);
-void anychip_route(int64_t, int64_t, int64_t, const float*, const float*, const int64_t*, int64_t*, float*);
+void anychip_route(int64_t, int64_t, int64_t, const RouteRule*, const float*, const float*, const int64_t*, int64_t*, float*);
 }
 
 namespace {

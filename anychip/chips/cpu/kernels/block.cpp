@@ -13,7 +13,7 @@ void read_streams(const Pass& q, const float* streams, const float* fn, const fl
     products(q.team, &mix, 1, T);
     q.team.sync();
     anychip_hc_pre_mixed(n, T, w.d, w.iters, w.hc_eps, w.eps, streams, base, scale, q.s.mix, q.o.x, q.o.post, q.o.comb);
-    anychip_norm_rope(T, w.d, 1, 0, w.eps, q.o.x, norm, nullptr, nullptr, q.o.normed, nullptr);
+    anychip_norm_rope(T, w.d, 1, 0, 0, w.eps, q.o.x, norm, nullptr, nullptr, q.o.normed, nullptr);
 }
 
 // Everything that is made from the normalised input; the compressors' rows go straight to the state.
@@ -40,7 +40,7 @@ void pool_windows(const Pass& q, int64_t channels, const float* value, const flo
     anychip_compress(p.entries, q.w.ratio, channels, q.width(channels), value, gate, ape, p.first,
                      q.csa() ? p.previous : nullptr, q.o.pooled, nullptr);
     for (int64_t e = 0; e < p.entries; e++)
-        anychip_norm_rope(1, channels, 1, p.half, q.w.eps, q.o.pooled + e * channels, norm, p.entry_cos + e * p.half,
+        anychip_norm_rope(1, channels, 1, p.half, 0, q.w.eps, q.o.pooled + e * channels, norm, p.entry_cos + e * p.half,
                           p.entry_sin + e * p.half, entry + p.entry(e) * channels, nullptr);
 }
 
@@ -48,13 +48,13 @@ void pool_windows(const Pass& q, int64_t channels, const float* value, const flo
 void queries_and_keys(const Pass& q) {
     const BlockWeights& w = q.w;
     const BlockPlan& p = q.p;
-    anychip_norm_rope(p.tokens, w.latent, 1, 0, w.eps, q.s.latent, w.q_norm, nullptr, nullptr, q.o.latent, nullptr);
+    anychip_norm_rope(p.tokens, w.latent, 1, 0, 0, w.eps, q.s.latent, w.q_norm, nullptr, nullptr, q.o.latent, nullptr);
     const Product jobs[2] = {q.product(w.wq_b, q.o.latent, w.heads * w.channels, w.latent, q.s.query),
                              q.product(w.index_wq_b, q.o.latent, w.index_heads * w.index_channels, w.latent, q.s.index_query)};
     products(q.team, jobs, q.sparse() ? 2 : 1, p.tokens);
     if (q.team.mine(0))
         for (int64_t t = 0; t < p.tokens; t++)
-            anychip_norm_rope(1, w.channels, 1, p.half, w.eps, q.s.kv + t * w.channels, w.kv_norm, p.cos + t * p.half,
+            anychip_norm_rope(1, w.channels, 1, p.half, 0, w.eps, q.s.kv + t * w.channels, w.kv_norm, p.cos + t * p.half,
                               p.sin + t * p.half, q.b.window + p.window(t) * w.channels, nullptr);
     if (!p.entries) return;
     if (q.team.mine(0)) pool_windows(q, w.channels, q.b.value, q.b.gate, w.pool_ape, w.pool_norm, q.b.entry);
@@ -67,7 +67,7 @@ void select_entries(const Pass& q) {
     const BlockWeights& w = q.w;
     const BlockPlan& p = q.p;
     const int64_t size = w.index_heads * w.index_channels;
-    anychip_rope(p.tokens * w.index_heads, w.index_channels, w.index_heads, p.half, 1.0f, q.s.index_query, p.cos, p.sin,
+    anychip_rope(p.tokens * w.index_heads, w.index_channels, w.index_heads, p.half, 0, 1.0f, q.s.index_query, p.cos, p.sin,
                  q.o.index_query);
     for (int64_t i = 0; i < p.tokens * w.index_heads; i++) q.o.index_weight[i] = q.s.proj[i] * (float)w.index_scale;
     for (int64_t t = 0; t < p.tokens; t++) {
@@ -104,7 +104,7 @@ void route(const Pass& q, const int64_t* ids) {
     products(q.team, &gate, 1, T);
     q.team.sync();
     for (int64_t t = 0; w.table && t < T; t++) std::memcpy(q.o.given + t * K, w.table + ids[t] * K, sizeof(int64_t) * K);
-    anychip_route(T, w.experts, K, q.s.logits, w.bias, w.table ? q.o.given : nullptr, q.o.ids, q.o.weight);
+    anychip_route(T, w.experts, K, &V4_ROUTE, q.s.logits, w.bias, w.table ? q.o.given : nullptr, q.o.ids, q.o.weight);
     for (int64_t i = 0; i < T * K; i++) q.o.weight[i] *= (float)w.route_scale;
 }
 

@@ -3,6 +3,10 @@
 #pragma once
 #include <cstdint>
 
+#include "route.h"
+
+constexpr RouteRule V4_ROUTE = {SQRTSOFTPLUS, 1, 1, 1};
+
 struct BlockWeights {
     int64_t d, streams, iters, heads, channels, latent, groups, group_out, ratio, experts, topk, width, vocab;
     int64_t index_heads, index_channels, index_topk;

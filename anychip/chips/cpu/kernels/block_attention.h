@@ -92,7 +92,7 @@ void join_parts(const Pass& q, int64_t t, int64_t head, const float* parts, int6
 void attention(const Pass& q) {
     const BlockWeights& w = q.w;
     const int64_t T = q.p.tokens, panels = (w.heads + 7) / 8, size = 8 * (w.channels + 2), step = T * panels * size;
-    anychip_norm_rope(T * w.heads, w.channels, w.heads, q.p.half, w.eps, q.s.query, nullptr, q.p.cos, q.p.sin, q.o.query, nullptr);
+    anychip_norm_rope(T * w.heads, w.channels, w.heads, q.p.half, 0, w.eps, q.s.query, nullptr, q.p.cos, q.p.sin, q.o.query, nullptr);
     for (int64_t t = 0; t < T; t++) {
         Span spans[2];
         own_keys(q, t, spans);
@@ -101,7 +101,7 @@ void attention(const Pass& q) {
     q.team.sync();
     for (int64_t t = 0; t < T; t++)
         for (int64_t g = 0; g < panels; g++) join_parts(q, t, g * 8, q.s.parts + (t * panels + g) * size, step);
-    anychip_rope(T * w.heads, w.channels, w.heads, q.p.half, -1.0f, q.o.out, q.p.cos, q.p.sin, q.o.turned);
+    anychip_rope(T * w.heads, w.channels, w.heads, q.p.half, 0, -1.0f, q.o.out, q.p.cos, q.p.sin, q.o.turned);
 }
 
 }  // namespace

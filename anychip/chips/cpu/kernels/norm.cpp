@@ -1,5 +1,5 @@
 // RMS normalisation and rotary embedding of rows of C channels, forward and backward, each in one pass.
-// A row belongs to token row / heads; the last 2 * half channels are rotated in interleaved pairs. half may be 0.
+// A row belongs to token row / heads; 2 * half channels are rotated as `form` says. half may be 0.
 #include <omp.h>
 
 #include "norm.h"
@@ -37,9 +37,9 @@ void norm_row_back(const float* x, const float* weight, const float* dy, float r
 extern "C" {
 
 // y = rotate(weight * x / rms). `weight`, `kept` (1 / rms of each row) may be null; half 0 is no rotation.
-void anychip_norm_rope(int64_t count, int64_t channels, int heads, int half, float eps, const float* x,
+void anychip_norm_rope(int64_t count, int64_t channels, int heads, int half, int form, float eps, const float* x,
                        const float* weight, const float* cos, const float* sin, float* y, float* kept) {
-    const Rows r = {count, channels, heads, half, eps, 1.0f, cos, sin};
+    const Rows r = {count, channels, heads, half, eps, 1.0f, cos, sin, form};
 #pragma omp parallel for schedule(static) if (worth_threads(r))
     for (int64_t row = 0; row < count; row++) {
         const float rms = norm_rope_row(r, row, x, weight, y);
@@ -48,11 +48,10 @@ void anychip_norm_rope(int64_t count, int64_t channels, int heads, int half, flo
 }
 
 // `parts` holds `threads` rows of channels (null without weight); dw receives their sum in thread order.
-void anychip_norm_rope_back(int64_t count, int64_t channels, int heads, int half, const float* x, const float* weight,
+void anychip_norm_rope_back(int64_t count, int64_t channels, int heads, int half, int form, const float* x, const float* weight,
                             const float* cos, const float* sin, const float* kept, const float* dy, float* dx, float* dw,
                             float* parts) {
-    const Rows r = {count, channels, heads, half, 0.0f, 1.0f, cos, sin};
-    const int64_t tail = channels - 2 * half;
+    const Rows r = {count, channels, heads, half, 0.0f, 1.0f, cos, sin, form};
     int threads = 1;
 #pragma omp parallel if (worth_threads(r))
     {
@@ -65,8 +64,8 @@ void anychip_norm_rope_back(int64_t count, int64_t channels, int heads, int half
         for (int64_t row = 0; row < count; row++) {
             const float* grad = dy + row * channels;
             if (half) {
-                std::memcpy(turned, grad, sizeof(float) * tail);
-                rotate(grad + tail, turned + tail, row / heads, r, -1.0f);
+                keep_unturned(r, grad, turned);
+                rotate(grad + r.turned(), turned + r.turned(), row / heads, r, -1.0f);
                 grad = turned;
             }
             norm_row_back(x + row * channels, weight, grad, kept[row], channels, dx + row * channels, sums);
@@ -80,10 +79,10 @@ void anychip_norm_rope_back(int64_t count, int64_t channels, int heads, int half
     }
 }
 
-// y = x with every row's tail rotated by sign * angle.
-void anychip_rope(int64_t count, int64_t channels, int heads, int half, float sign, const float* x, const float* cos,
+// y = x with every row's rotated channels turned by sign * angle.
+void anychip_rope(int64_t count, int64_t channels, int heads, int half, int form, float sign, const float* x, const float* cos,
                   const float* sin, float* y) {
-    const Rows r = {count, channels, heads, half, 0.0f, sign, cos, sin};
+    const Rows r = {count, channels, heads, half, 0.0f, sign, cos, sin, form};
 #pragma omp parallel for schedule(static) if (worth_threads(r))
     for (int64_t row = 0; row < count; row++) rope_row(r, row, x, y);
 }
