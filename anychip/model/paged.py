@@ -3,8 +3,9 @@
 A *slot* holds what one running sequence needs of its last tokens: in V4, for every layer, a ring of window rows, and
 the compressors' tails (rows of tokens whose windows are open, or overlap the next one); elsewhere nothing. A *block*
 holds what 128 tokens leave for ever, for every layer: in V4 32 CSA entries with their indexer keys or one HCA entry,
-elsewhere a row a token. At a multiple of 128 tokens the HCA tails are empty, so a *snapshot* of a slot without them,
-with the blocks so far, is all that another sequence with the same tokens needs to go on from there.
+elsewhere a row a token; the pool keeps each buffer's rows of all blocks together, so that a scan over blocks in order
+reads memory in order. At a multiple of 128 tokens the HCA tails are empty, so a *snapshot* of a slot without them, with
+the blocks so far, is all that another sequence with the same tokens needs to go on from there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Place:
-    """Rows of one buffer of one layer: from `offset` floats into a slot or block, `rows` rows of `width` floats."""
+    """Rows of one buffer of one layer: `rows` rows of `width` floats, `offset` floats behind the first buffer."""
 
     offset: int
     rows: int
@@ -61,7 +62,8 @@ class PagedCache:
         self.rings, snapshot, slot = _rings(config)
         self.entries, block = _entries(config)
         self.slots = torch.zeros(num_slots, slot, device=device)
-        self.blocks = torch.zeros(num_blocks, block, device=device)
+        self.blocks = torch.zeros(num_blocks * block, device=device)
+        self.num_blocks = num_blocks
         self.snapshots = torch.empty(num_snapshots, snapshot, device=device)
 
     @property
@@ -88,9 +90,17 @@ class PagedCache:
         """Copy a slot for a sequence that goes its own way from here."""
         self.slots[target].copy_(self.slots[source])
 
+    def held(self, layer: int, name: str) -> Tensor:
+        """Return one buffer's rows in all blocks, a view [blocks, rows, width]."""
+        place = self.entries[layer, name]
+        shape = self.num_blocks, place.rows, place.width
+        return self.blocks[self.num_blocks * place.offset : self.num_blocks * place.end].view(shape)
+
     def copy_block(self, source: int, target: int) -> None:
         """Copy a block that is not full yet."""
-        self.blocks[target].copy_(self.blocks[source])
+        for layer, name in self.entries:
+            held = self.held(layer, name)
+            held[target].copy_(held[source])
 
 
 def _rings(config: ModelConfig) -> tuple[dict[tuple[int, str], Place], int, int]:

@@ -128,8 +128,7 @@ class PagedState(State):
         return found
 
     def _write_entries(self, layer: int, name: str, rows: Tensor, entries: _Entries) -> Tensor:
-        place = self.cache.entries[layer, name]
-        held = self.cache.blocks[:, place.offset : place.end].unflatten(1, (place.rows, place.width))
+        held = self.cache.held(layer, name)
         held[entries.new_block, entries.new_row] = rows.to(held.dtype)
         return held[entries.block, entries.row].to(rows.dtype)
 

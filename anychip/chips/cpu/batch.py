@@ -24,7 +24,7 @@ from .kernels import load_library
 _MODEL = ("layers", "vocab", "window", "half", "blocks", "embed", "head", "norm", "hc_fn", "hc_base", "hc_scale",
           "e_proj", "h_proj", "enorm", "hnorm", "mtp_norm", "mtp_fn", "mtp_base", "mtp_scale", "near_cos", "near_sin",
           "far_cos", "far_sin")
-_STATE = ("slots", "blocks", "slot_step", "block_step", "format", "layers")
+_STATE = ("slots", "blocks", "slot_step", "format", "layers")
 _LAYER = ("window", "compressor.value", "compressor.gate", "indexer.value", "indexer.gate", "compressor.entry",
           "indexer.entry")
 _BATCH = ("tokens", "sequences", "wanted", "table_step", "ids", "starts", "lengths", "slots", "tables", "rows",
@@ -98,14 +98,15 @@ def _pack(model: Transformer, cache: PagedCache) -> _Packed | None:
         return None
     pointers = (ctypes.c_int64 * len(blocks))(*(block.address for block in blocks if block is not None))
     places = (ctypes.c_int64 * (len(blocks) * len(_LAYER)))()
-    both = cache.rings | cache.entries
+    offsets = {key: place.offset for key, place in cache.rings.items()}
+    offsets |= {key: place.offset * cache.num_blocks for key, place in cache.entries.items()}
     for layer in range(len(blocks)):
         for i, name in enumerate(_LAYER):
-            places[layer * len(_LAYER) + i] = both[layer, name].offset if (layer, name) in both else -1
+            places[layer * len(_LAYER) + i] = offsets.get((layer, name), -1)
     angles = [turned for ratio in (0, CSA) for turned in cache.turns(config.rope(ratio))]
     addresses = [t.data_ptr() for t in own] + [0] * (0 if model.mtp else 8)
     packed = _Model(config.num_hidden_layers, config.vocab_size, config.sliding_window, config.qk_rope_head_dim // 2,
                     ctypes.addressof(pointers), *addresses, *(t.data_ptr() for t in angles))
-    state = _State(cache.slots.data_ptr(), cache.blocks.data_ptr(), cache.slots.shape[1], cache.blocks.shape[1],
+    state = _State(cache.slots.data_ptr(), cache.blocks.data_ptr(), cache.slots.shape[1],
                    int(cache.format == "fp8"), ctypes.addressof(places))
     return _Packed(packed, state, (blocks, pointers, places, angles, own))

@@ -19,8 +19,8 @@ struct BatchModel {
     const float *near_cos, *near_sin, *far_cos, *far_sin;  // [positions][half]: layers of ratio 0, and all others
 };
 
-// Where one layer's state lies: offsets in floats into a slot (rings of the last rows, by position) and into a block of
-// 128 tokens (compressed entries), -1 where the layer has none.
+// Where one layer's state lies: offsets in floats into a slot (rings of the last rows, by position), and into the pool of
+// blocks of 128 tokens (compressed entries, all blocks' side by side); -1 where the layer has none.
 struct LayerState {
     int64_t window, value, gate, index_value, index_gate;
     int64_t entry, index_entry;
@@ -28,7 +28,7 @@ struct LayerState {
 
 struct BatchState {
     float *slots, *blocks;
-    int64_t slot_step, block_step, format;  // format 1: what is stored is rounded as FP8 (and FP4 for the indexer)
+    int64_t slot_step, format;  // format 1: what is stored is rounded as FP8 (and FP4 for the indexer)
     const LayerState* layers;
 };
 

@@ -89,7 +89,7 @@ struct Layer {
     }
     float* entry(int64_t sequence, int64_t e, int64_t offset, int64_t channels) const {
         const int64_t per_block = 128 / w.ratio, block = b.tables[sequence * b.table_step + e / per_block];
-        return state.blocks + block * state.block_step + offset + e % per_block * channels;
+        return state.blocks + offset + (block * per_block + e % per_block) * channels;
     }
     // Rows of this pass that a ring must keep, after all have read it.
     void keep(int64_t sequence, int64_t offset, int64_t size, int64_t width_, const float* fresh) const {

@@ -5,22 +5,7 @@
 
 namespace {
 
-typedef float f4 __attribute__((vector_size(16)));
-typedef int32_t i4 __attribute__((vector_size(16)));
 constexpr int64_t TOGETHER = 6144;  // floats of tokens that stay in the first cache while weights pass by
-
-INLINE f4 halves(f8 v) {
-    return f4{v[0], v[1], v[2], v[3]} + f4{v[4], v[5], v[6], v[7]};
-}
-
-// (sum8 a, sum8 b, sum8 c, sum8 d) in sum8's order.
-INLINE f4 sum8x4(f8 a, f8 b, f8 c, f8 d) {
-    const f4 p = halves(a), q = halves(b), r = halves(c), s = halves(d);
-    const f4 pq0 = __builtin_shuffle(p, q, (i4){0, 4, 1, 5}), pq1 = __builtin_shuffle(p, q, (i4){2, 6, 3, 7});
-    const f4 rs0 = __builtin_shuffle(r, s, (i4){0, 4, 1, 5}), rs1 = __builtin_shuffle(r, s, (i4){2, 6, 3, 7});
-    const f4 x = pq0 + pq1, y = rs0 + rs1;  // p0+p2, q0+q2, p1+p3, q1+q3
-    return __builtin_shuffle(x, y, (i4){0, 1, 4, 5}) + __builtin_shuffle(x, y, (i4){2, 3, 6, 7});
-}
 
 // y[j] = (w_0 . x_j, .., w_3 . x_j) for N tokens; w_r = w + r * step.
 template <int N>

@@ -7,6 +7,9 @@
 typedef float f8 __attribute__((vector_size(32)));
 typedef float f8u __attribute__((vector_size(32), aligned(4), may_alias));  // a load from any address
 typedef int32_t i8 __attribute__((vector_size(32)));
+typedef float f16 __attribute__((vector_size(64)));  // AVX-512
+typedef float f4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -35,6 +38,24 @@ INLINE f8 max8(f8 v, float limit) { f8 m = all8(limit); return v < m ? m : v; }
 INLINE f8 larger8(f8 a, f8 b) { return b > a ? b : a; }
 
 INLINE float sum8(f8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+INLINE f4 halves(f8 v) {
+    return f4{v[0], v[1], v[2], v[3]} + f4{v[4], v[5], v[6], v[7]};
+}
+
+// (sum8 a, sum8 b, sum8 c, sum8 d) in sum8's order.
+INLINE f4 sum8x4(f8 a, f8 b, f8 c, f8 d) {
+    const f4 p = halves(a), q = halves(b), r = halves(c), s = halves(d);
+    const f4 pq0 = __builtin_shuffle(p, q, (i4){0, 4, 1, 5}), pq1 = __builtin_shuffle(p, q, (i4){2, 6, 3, 7});
+    const f4 rs0 = __builtin_shuffle(r, s, (i4){0, 4, 1, 5}), rs1 = __builtin_shuffle(r, s, (i4){2, 6, 3, 7});
+    const f4 x = pq0 + pq1, y = rs0 + rs1;  // p0+p2, q0+q2, p1+p3, q1+q3
+    return __builtin_shuffle(x, y, (i4){0, 1, 4, 5}) + __builtin_shuffle(x, y, (i4){2, 3, 6, 7});
+}
+INLINE f8 fold8(f8 v) { return v; }
+INLINE f8 fold8(f16 v) {
+    f8 parts[2];
+    std::memcpy(parts, &v, sizeof parts);
+    return parts[0] + parts[1];
+}
 INLINE float top8(f8 v) {
     float m = v[0];
     for (int i = 1; i < 8; i++) m = v[i] > m ? v[i] : m;
