@@ -11,7 +11,7 @@ from anychip.config import load_config
 from anychip.errors import ChipError, ConfigError, InputError
 from anychip.plan.cluster import parse_cluster, read_cluster
 from anychip.plan.collectives import Group, all_gather_s, all_to_all_s, levels_of
-from anychip.plan.counts import decode_flops, v4_cache_bytes
+from anychip.plan.counts import cache_bytes, decode_flops
 from anychip.plan.cut import Share, cut
 from anychip.plan.fit import fit_formats
 from anychip.plan.models import find_model
@@ -26,8 +26,8 @@ def test_parameters_and_cache_are_the_published_ones(name: str, total: float, ac
     work = find_model(name).work(Batch(1, 1, 4096))
     assert work.num_parameters() / 1e9 == pytest.approx(total, rel=1e-5)
     assert work.num_active() / 1e9 == pytest.approx(active, rel=1e-4)
-    assert v4_cache_bytes(load_config(name)).per_token == pytest.approx(per_token, rel=1e-3)
-    assert v4_cache_bytes(load_config(name), "bf16").per_token == bf16
+    assert cache_bytes(load_config(name)).per_token == pytest.approx(per_token, rel=1e-3)
+    assert cache_bytes(load_config(name), "bf16").per_token == bf16
 
 
 # at 4K: the first context at which Pro's indexer selects (1,025 entries), as the published figure counts it

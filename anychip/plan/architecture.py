@@ -1,4 +1,4 @@
-"""Published models that are not in `model/`, described: attention, feed-forward, expert and scan layers.
+"""Published models that `model/` does not run, described: attention, feed-forward, expert and scan layers.
 
 They are in `architectures.toml`; every figure there is the publisher's. They exist so that the planner can be held to
 published runs of those models.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
+from ..config import PRESETS
 from ..errors import ConfigError, nearest
 
 
@@ -96,8 +97,9 @@ def find_architecture(name: str) -> tuple[str, Architecture]:
     for key, architecture in known.items():
         if wanted in (plain(key), *map(plain, architecture.aliases)):
             return key, architecture
-    raise ConfigError(f"no model is called {name!r}.{nearest(name.lower(), known)} Models: v4-flash, v4-pro, "
-                      f"{', '.join(known)}; or a config.json of the V4 family")
+    names = [*PRESETS, *known]
+    raise ConfigError(f"no model is called {name!r}.{nearest(name.lower(), names)} Models: {', '.join(names)}; or a "
+                      "config.json")
 
 
 def plain(name: str) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..config import DeepseekV4Config
+from ..config import ModelConfig
+from ..config.specs import AttentionSpec, Buffer
 from ..errors import InputError
 from .cut import CLASSES, Cuts, Share, cut
 from .work import Work
 
-# The publisher's cache: 448 channels of FP8, 64 of BF16, 8 bytes of scales; the indexer's key 128 of FP4, 4 of scales.
-ENTRY_BYTES, INDEX_BYTES = 448 + 2 * 64 + 8, 64 + 4
 CACHE_FORMATS = ("fp8", "int8", "bf16")
 
 
@@ -66,22 +65,38 @@ class CacheBytes(NamedTuple):
     per_sequence: float
 
 
-def v4_cache_bytes(config: DeepseekV4Config, fmt: str = "fp8") -> CacheBytes:
-    """Return the cache of one sequence of a V4 model. `fp8` is the publisher's format with FP4 indexer keys.
+def cache_bytes(config: ModelConfig, fmt: str = "fp8") -> CacheBytes:
+    """Return the cache of one sequence, from the buffers of the main model's layers, and the MTP block's window.
 
-    The compressors' open tokens (8 slots of CSA, 128 of HCA, value and gate) are fp32. Raises InputError for a
-    format that is not in CACHE_FORMATS.
+    `fp8` is each publisher's format. Open tokens of compressors are fp32. Raises InputError for a format that is not in
+    CACHE_FORMATS.
     """
     if fmt not in CACHE_FORMATS:
         raise InputError(f"no cache format {fmt!r}; choose one of {', '.join(CACHE_FORMATS)}")
-    entry, key = {"fp8": (ENTRY_BYTES, INDEX_BYTES), "int8": (config.head_dim + 4, config.index_head_dim + 4),
-                  "bf16": (2 * config.head_dim, 2 * config.index_head_dim)}[fmt]
-    ratios = config.compress_ratios
-    per_token = sum((entry + (key if ratio == 4 else 0)) / ratio for ratio in ratios if ratio)
-    window = len(ratios) * config.sliding_window * entry
-    open_tokens = sum(4 * 2 * (8 * 2 * (config.head_dim + config.index_head_dim) if ratio == 4 else
-                               128 * config.head_dim) for ratio in ratios if ratio)
-    return CacheBytes(per_token, float(window + open_tokens))
+    per_token = per_sequence = 0.0
+    for index in range(config.num_blocks):
+        attention = config.layer(index).attention
+        for buffer in attention.buffers:
+            if buffer.keep is not None:  # the last `keep` rows and the new one
+                per_sequence += (buffer.keep + 1) * _row_bytes(buffer, attention, fmt)
+            elif index < config.num_hidden_layers:
+                per_token += _row_bytes(buffer, attention, fmt) / buffer.ratio
+    return CacheBytes(per_token, per_sequence)
+
+
+def _row_bytes(buffer: Buffer, attention: AttentionSpec, fmt: str) -> float:
+    """Bytes of one cached row: rotated channels stay bf16, the others have scales.
+
+    V4 in `fp8`: 448 FP8, 64 BF16, 8 bytes of scales; its indexer's keys FP4 with 4.
+    """
+    width, rope = buffer.width, attention.rope.channels
+    if buffer.name.endswith((".value", ".gate")):
+        return 4.0 * width
+    if fmt == "bf16":
+        return 2.0 * width
+    if fmt == "fp8":
+        return width / 2 + 4 if buffer.name.startswith("indexer.") else width + rope + 8.0
+    return width + 4.0
 
 
 def described_cache_bytes(fields: Mapping[str, int], fmt: str = "fp8") -> CacheBytes:

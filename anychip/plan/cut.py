@@ -110,7 +110,7 @@ def _rows(call: Call, share: Share) -> Iterator[_Row]:
     kind = CLASSES.index(_CLASS_OF.get(call.op, "vector"))
     low = call.op in ("linear", "grouped_linear", "mlp", "experts") and call.split is not Split.VOCAB
     inputs = _inputs(narrowed) / tokens if low else 0.0
-    narrow = max(128 / call.arguments[0].shape[-1], 1.0) if call.op == "dense_attention" else 1.0
+    narrow = max(128 / call.arguments[0].shape[-1], 1.0) if kind == CLASSES.index("attention") else 1.0
     yield _Row(call.name, kind, low, cost.flops / tokens, moved, weights, cache, inputs, narrow)
     extra = _hidden_bytes(narrowed) / tokens
     if extra:
@@ -138,7 +138,7 @@ def _narrowed(call: Call, share: Share) -> Call:
         args[0] = _first(args[0], -1 if call.op == "scan" else 1, t)
         if call.op == "scan":
             args[1] = max(args[1] // t, 1)
-        if call.op == "dense_attention":
+        if call.op in ("dense_attention", "grouped_attention"):
             args[1:3] = [_first(args[1], 1, t), _first(args[2], 1, t)]
         if call.op == "index_topk":
             args[1] = _first(args[1], 1, t)

@@ -17,7 +17,8 @@ from .work import Call
 # op -> positions of the arguments that it keeps. What is not here keeps nothing (rope, embed).
 _KEPT = {"linear": (0,), "grouped_linear": (0,), "rms_norm": (0,), "norm_rope": (0,), "attention": (0, 1),
          "compress": (0, 1), "mlp": (0,), "experts": (0, 2), "hc_pre": (0,), "hc_post": (0, 1, 2, 3), "hc_head": (0,),
-         "cross_entropy": (0,), "route": (0,), "dense_attention": (0, 1, 2), "scan": (0,)}
+         "cross_entropy": (0,), "route": (0,), "dense_attention": (0, 1, 2), "grouped_attention": (0, 1, 2),
+         "layer_norm": (0,), "scan": (0,)}
 
 
 def kept_bytes(calls: Iterable[Call]) -> float:
@@ -36,8 +37,10 @@ def own_results_bytes(call: Call) -> float:
     """Return the bytes that one call keeps besides its inputs: results, products, row statistics (fp32)."""
     first = call.arguments[0]
     width, rows = first.element_size(), first.numel() / max(first.shape[-1], 1)
-    if call.op in ("attention", "dense_attention"):
-        return first.numel() * width + 4.0 * rows
+    if call.op in ("attention", "dense_attention", "grouped_attention"):
+        values = call.named.get("value_width") or (
+            call.arguments[2].shape[2] if call.op == "grouped_attention" else first.shape[2])
+        return rows * values * width + 4.0 * rows
     if call.op == "mlp":
         return 2.0 * first.shape[0] * call.arguments[1].shape[0] * width
     if call.op == "experts":
@@ -52,13 +55,14 @@ def own_results_bytes(call: Call) -> float:
         return 4.0 * first.shape[0] * call.arguments[1].shape[0] + 12.0 * first.shape[0] * call.arguments[2]
     if call.op == "cross_entropy":
         return float(first.numel() * width)
-    return 4.0 * rows if call.op in ("rms_norm", "norm_rope") else 0.0
+    return 4.0 * rows if call.op in ("rms_norm", "layer_norm", "norm_rope") else 0.0
 
 
 def cache_elements(call: Call) -> float:
     """Return the elements of cached keys that a call may read, 0 where it reads none."""
     if not call.cached:
         return 0.0
-    keys = call.arguments[1] if call.op == "attention" else call.arguments[2:3]
+    grouped = call.op == "grouped_attention"
+    keys = call.arguments[1] if call.op == "attention" else call.arguments[1:3] if grouped else call.arguments[2:3]
     tensors = (keys.window_NC, keys.compressed_MC) if isinstance(keys, Keys) else keys
     return float(sum(t.numel() for t in tensors if isinstance(t, Tensor)))

@@ -1,4 +1,4 @@
-"""Which model is meant: a preset or config.json of the V4 family (its own code), or a described published model."""
+"""Which model is meant: a preset or config.json (this project's own code), or a described published model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import PRESETS, DeepseekV4Config, ModelConfig, load_config, only
+from ..config import PRESETS, ModelConfig, load_config
 from .architecture import find_architecture, plain
-from .counts import CacheBytes, described_cache_bytes, v4_cache_bytes
+from .counts import CacheBytes, cache_bytes, described_cache_bytes
 from .describe import described_work
-from .v4 import v4_work
+from .traced import traced_work
 from .work import Batch, Work
 
-_V4_NAMES = {"deepseekv4flash": "v4-flash", "deepseekv4pro": "v4-pro", "v4flash": "v4-flash", "v4pro": "v4-pro"}
+# Names that publishers and tables use, without case and punctuation
+_ALIASES = {"deepseekv4flash": "v4-flash", "deepseekv4pro": "v4-pro"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Model:
 
 def find_model(name: str) -> Model:
     """Return the model of that name, preset or path. Raises ConfigError with the choices."""
-    name = _V4_NAMES.get(plain(name), name)
+    presets = {plain(preset): preset for preset in PRESETS} | _ALIASES
+    name = presets.get(plain(name), name)
     if name in PRESETS or Path(name).exists():
-        config = load_config(name)
-        return v4_model(config, name)
+        return own_model(load_config(name), name)
     key, a = find_architecture(name)
     keyed = [kind for kind in a.kinds() if not kind.startswith(("scan", "experts", "mlp"))]
     fields = {"kv_lora": a.kv_lora, "rope": a.rope, "index_dim": a.index_dim, "kv_heads": a.kv_heads,
@@ -39,7 +40,6 @@ def find_model(name: str) -> Model:
     return Model(key, lambda batch: described_work(key, batch), lambda fmt: described_cache_bytes(fields, fmt), None)
 
 
-def v4_model(config: ModelConfig, name: str) -> Model:
-    """Return a model of the V4 family by its configuration. Raises NotSupported for one of another family."""
-    v4 = only(config, DeepseekV4Config, "this plan")
-    return Model(name, lambda batch: v4_work(v4, batch, name), lambda fmt: v4_cache_bytes(v4, fmt), v4)
+def own_model(config: ModelConfig, name: str) -> Model:
+    """Return a model by its configuration."""
+    return Model(name, lambda batch: traced_work(config, batch, name), lambda fmt: cache_bytes(config, fmt), config)

@@ -1,4 +1,4 @@
-"""Memory and time of this project's own trainer and decode state in one process, in fp32: what a real run here takes.
+"""Memory of this project's own trainer and decode state in one process, in fp32: what a real run here takes.
 
     forward's end   weights + optimizer state + what the ops keep + the heads' gradients + a chunk of logits
     backward        weights + optimizer state + inputs of the layers before + one layer's activations and gradients
@@ -16,8 +16,7 @@ import torch
 from ..config import ModelConfig
 from ..model import State
 from .cut import Share, cut
-from .times import ATTENTION, INDEX
-from .v4 import v4_work
+from .traced import traced_work
 from .work import Batch, Work
 
 LOGITS_CHUNK = 16 * 2**20  # bytes of logits that the CPU chip's loss makes at once
@@ -43,7 +42,7 @@ class OwnMemory:
 def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute: bool = False,
                      optimizer: str = "muon", micro_batches: int = 1) -> OwnMemory:
     """Return the memory of one training process with `batch` sequences a step, all tensors of it in fp32."""
-    work = v4_work(config, Batch(max(batch // micro_batches, 1), length, training=True), "own", torch.float32)
+    work = traced_work(config, Batch(max(batch // micro_batches, 1), length, training=True), "own", torch.float32)
     parameters = 4.0 * work.num_parameters(mtp=True)
     states = 4.0 * state_elements(work, optimizer)
     blocks = {name: work.parts[name].kept for name in work.count if name not in ("embed", "head")}
@@ -82,43 +81,8 @@ def own_pass_memory(config: ModelConfig, max_tokens: int, sequences: int, chunk:
 
     A pass holds the residual streams before and after an op, and the tensors of its largest call.
     """
-    work = v4_work(config, Batch(sequences, chunk, max_tokens - chunk), "own", torch.float32)
+    work = traced_work(config, Batch(sequences, chunk, max_tokens - chunk), "own", torch.float32)
     largest = max(float(cut(part, Share()).moved.max()) for part in work.parts.values() if part.calls)
     streams = 4.0 * work.batch.tokens * work.shape.hidden * work.shape.streams
     weights = 4.0 * work.num_parameters(mtp=True)
     return weights + own_state_bytes(config, max_tokens, sequences, chunk) + 2 * streams + largest
-
-
-# Processor seconds of a step on one thread of the machine of 2026-11-24, found on ten runs of benchmarks.plan_cpu (the
-# least largest error, 12.5 %): at the presets' sizes element-wise work (norms, mixing, routing) hides the products.
-SECONDS_PER = {"attention": 4.007e-11, "index": 1.582e-10, "muon": 8.634e-12, "token and layer": 1.417e-4}
-
-
-def own_step_s(config: ModelConfig, batch: int, length: int, scale: float = 1.0, *, recompute: bool = False,
-               optimizer: str = "muon") -> float:
-    """Return processor seconds of one training step of a model of the presets' sizes on one thread.
-
-    `scale` is this machine's factor, from one calibration run (1: the machine that SECONDS_PER was found on).
-    """
-    work = v4_work(config, Batch(batch, length, training=True), "own", torch.float32)
-    seconds = SECONDS_PER["token and layer"] * work.batch.tokens * len(work.layers)
-    for name, times in work.count.items():
-        cuts = cut(work.parts[name], Share())
-        again = 1 if recompute and name not in ("embed", "head") else 0
-        seconds += SECONDS_PER["attention"] * times * (3 + again) * float(cuts.flops[cuts.kind == ATTENTION].sum())
-        seconds += SECONDS_PER["index"] * times * (1 + again) * float(cuts.flops[cuts.kind == INDEX].sum())
-    if optimizer == "muon":
-        seconds += SECONDS_PER["muon"] * muon_flops(work)
-    return seconds * scale
-
-
-def muon_flops(work: Work, steps: int = 10) -> float:
-    """Return the FLOPs of Muon's Newton-Schulz steps on every matrix, each expert on its own."""
-    total = 0.0
-    for name, times in work.count.items():
-        for weight in work.parts[name].weights:
-            if weight.kind in ("linear", "plain", "expert") and len(weight.shape) > 1:
-                rows, columns = sorted(weight.shape[-2:])
-                count = weight.shape[0] if len(weight.shape) == 3 else 1
-                total += times * count * steps * (4.0 * rows**2 * columns + 2.0 * rows**3)
-    return total

@@ -1,8 +1,8 @@
 """What a model does in one pass, as op calls on shapes: the planner's only source of FLOPs, bytes and parameters.
 
 A `Work` is a model's parts (embedding, each kind of layer, head, MTP), each once, and the order that they run in.
-The calls of the V4 family come from the model's own code on the meta device (`v4.py`); those of other published
-models from a description (`describe.py`). Both are cut to a rank's share by `cut.py` and timed by `times.py`.
+The calls of this project's models come from their own code on the meta device (`traced.py`); those of other
+published models from a description (`describe.py`). Both are cut to a rank's share by `cut.py` and timed by `times.py`.
 """
 
 from __future__ import annotations
