@@ -28,12 +28,12 @@ template <int DEPTH>
 void add_outer(const float* both, int64_t step, int64_t rows, int64_t channels, const float* pair, float* grad,
                int64_t stride) {
     int64_t r = 0;
-    for (; r + 6 <= rows; r += 6)
+    for (; r + SIXTEENS <= rows; r += SIXTEENS)
         for (int64_t c = 0; c < channels; c += 16) {
             if (c + 16 <= channels)
-                tile<6, 2>(DEPTH, both + r * step, step, 1, pair + c, channels, grad + r * stride + c, stride, true);
+                tile<SIXTEENS, 2>(DEPTH, both + r * step, step, 1, pair + c, channels, grad + r * stride + c, stride, true);
             else
-                tile<6, 1>(DEPTH, both + r * step, step, 1, pair + c, channels, grad + r * stride + c, stride, true);
+                tile<SIXTEENS, 1>(DEPTH, both + r * step, step, 1, pair + c, channels, grad + r * stride + c, stride, true);
         }
     for (; r < rows; r++)
         for (int64_t c = 0; c < channels; c += 8)

@@ -46,7 +46,7 @@ void backward_panel(const Bank& b, const Batch& in, const Plan& p, const Gradien
     panel_to_rows(dx, it.count, b.d, g.rows + it.begin * b.d);
 }
 
-constexpr int BLOCK = 96;    // weight rows that a thread takes at once; a multiple of 6
+constexpr int BLOCK = 96;    // weight rows that a thread takes at once; a multiple of six and eight
 constexpr int DEPTH = 128;   // tokens summed at once; a multiple of PANEL
 
 // dw[row][column] (+)= sum over n tokens of a(row, token) b(token, column), sixteen or eight columns from b on.
@@ -54,7 +54,8 @@ INLINE void weight_columns(int64_t rows, int64_t n, bool wide, const float* a, i
                            int64_t b_k, float* dw, int64_t dw_row, bool add) {
     int64_t r = 0;
     if (wide) {
-        for (; r + 6 <= rows; r += 6) tile<6, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
+        for (; r + SIXTEENS <= rows; r += SIXTEENS)
+            tile<SIXTEENS, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
         for (; r + 2 <= rows; r += 2) tile<2, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
         for (; r < rows; r++) tile<1, 2>(n, a + r * a_row, a_row, a_k, b, b_k, dw + r * dw_row, dw_row, add);
     } else {

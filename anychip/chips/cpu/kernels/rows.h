@@ -10,20 +10,19 @@ namespace {
 // out[r][lane] = row_r . panel[.][lane] for R rows.
 template <int R, int V>
 INLINE void dots(const float* const* rows, int64_t channels, const float* panel, float* out) {
-    f8 acc[R][V] = {};
+    typename Lanes<V>::type acc[R] = {};
+    const float* row[R];
+    for (int r = 0; r < R; r++) row[r] = rows[r];
     for (int64_t c = 0; c < channels; c++) {
-        f8 b[V];
-        for (int v = 0; v < V; v++) b[v] = hold8(load8(panel + (c * V + v) * 8));
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) acc[r][v] += rows[r][c] * b[v];
+        const auto b = Lanes<V>::hold(Lanes<V>::load(panel + c * V * 8));
+        for (int r = 0; r < R; r++) acc[r] += row[r][c] * b;
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store8(out + (r * V + v) * 8, acc[r][v]);
+    for (int r = 0; r < R; r++) Lanes<V>::store(out + r * V * 8, acc[r]);
 }
 
 template <int V>
 void all_dots(const float* const* rows, int64_t count, int64_t channels, const float* panel, float* out) {
-    constexpr int R = V == 1 ? 12 : 6;
+    constexpr int R = V == 1 ? 12 : SIXTEENS;
     int64_t r = 0;
     for (; r + R <= count; r += R) dots<R, V>(rows + r, channels, panel, out + r * V * 8);
     for (; r < count; r++) dots<1, V>(rows + r, channels, panel, out + r * V * 8);
@@ -32,24 +31,20 @@ void all_dots(const float* const* rows, int64_t count, int64_t channels, const f
 // out[c][lane] (+)= sum over rows of row[c] weight[row][lane], for R channels from c.
 template <int R, int V>
 INLINE void mix(const float* const* rows, int64_t count, int64_t c, const float* weight, float* out, bool add) {
-    f8 acc[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) acc[r][v] = add ? load8(out + ((c + r) * V + v) * 8) : all8(0.0f);
+    typename Lanes<V>::type acc[R] = {};
+    for (int r = 0; r < R && add; r++) acc[r] = Lanes<V>::load(out + (c + r) * V * 8);
     for (int64_t k = 0; k < count; k++) {
-        f8 b[V];
-        for (int v = 0; v < V; v++) b[v] = hold8(load8(weight + (k * V + v) * 8));
+        const auto b = Lanes<V>::hold(Lanes<V>::load(weight + k * V * 8));
         const float* row = rows[k] + c;
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) acc[r][v] += row[r] * b[v];
+        for (int r = 0; r < R; r++) acc[r] += row[r] * b;
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store8(out + ((c + r) * V + v) * 8, acc[r][v]);
+    for (int r = 0; r < R; r++) Lanes<V>::store(out + (c + r) * V * 8, acc[r]);
 }
 
 // Rows lie a power of two apart, so only some of them fit the first cache's sets at once: blocks of 32.
 template <int V>
 void mix_all(const float* const* rows, int64_t count, int64_t channels, const float* weight, float* out) {
-    constexpr int R = V == 1 ? 8 : 6;
+    constexpr int R = V == 1 ? 8 : SIXTEENS;
     constexpr int64_t BLOCK = 32;
     if (!count) std::fill(out, out + channels * V * 8, 0.0f);
     for (int64_t k = 0; k < count; k += BLOCK) {

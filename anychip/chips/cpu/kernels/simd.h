@@ -12,6 +12,7 @@ typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 
 INLINE f8 load8(const float* p) { return *reinterpret_cast<const f8u*>(p); }
 INLINE void store8(float* p, f8 v) { *reinterpret_cast<f8u*>(p) = v; }
@@ -24,6 +25,44 @@ INLINE f8 hold8(f8 v) {
 #endif
     return v;
 }
+
+// Sixteen lanes: one register where the processor has such, else two. Each lane's arithmetic is the same in both.
+#if defined(__AVX512F__)
+typedef float f16 __attribute__((vector_size(64)));
+typedef float f16u __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int SIXTEENS = 8;  // vectors of sixteen sums that fill the registers, with what they are made from
+INLINE f16 load16(const float* p) { return *reinterpret_cast<const f16u*>(p); }
+INLINE void store16(float* p, f16 v) { *reinterpret_cast<f16u*>(p) = v; }
+INLINE f16 hold16(f16 v) {
+    asm("" : "+v"(v));
+    return v;
+}
+#else
+struct f16 {
+    f8 low, high;
+    f16& operator+=(const f16& other) { return low += other.low, high += other.high, *this; }
+    friend f16 operator*(float x, const f16& v) { return {x * v.low, x * v.high}; }
+};
+constexpr int SIXTEENS = 6;
+INLINE f16 load16(const float* p) { return {load8(p), load8(p + 8)}; }
+INLINE void store16(float* p, const f16& v) { store8(p, v.low), store8(p + 8, v.high); }
+INLINE f16 hold16(f16 v) { return {hold8(v.low), hold8(v.high)}; }
+#endif
+
+// `8 V` lanes.
+template <int V> struct Lanes;
+template <> struct Lanes<1> {
+    typedef f8 type;
+    static INLINE_MEMBER type load(const float* p) { return load8(p); }
+    static INLINE_MEMBER void store(float* p, type v) { store8(p, v); }
+    static INLINE_MEMBER type hold(type v) { return hold8(v); }
+};
+template <> struct Lanes<2> {
+    typedef f16 type;
+    static INLINE_MEMBER type load(const float* p) { return load16(p); }
+    static INLINE_MEMBER void store(float* p, type v) { store16(p, v); }
+    static INLINE_MEMBER type hold(type v) { return hold16(v); }
+};
 
 // The first `count` lanes from memory, the others zero; and the store of the first `count` lanes.
 INLINE f8 load_part(const float* p, int count) {

@@ -9,17 +9,13 @@ constexpr int PANEL = 16;
 template <int R, int V>
 INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, float* c,
                  int64_t c_row, bool add) {
-    f8 acc[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) acc[r][v] = add ? load8(c + r * c_row + 8 * v) : all8(0.0f);
+    typename Lanes<V>::type acc[R] = {};
+    for (int r = 0; r < R && add; r++) acc[r] = Lanes<V>::load(c + r * c_row);
     for (int64_t k = 0; k < depth; k++) {
-        f8 bs[V];
-        for (int v = 0; v < V; v++) bs[v] = hold8(load8(b + k * b_k + 8 * v));
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) acc[r][v] += a[r * a_row + k * a_k] * bs[v];
+        const auto bs = Lanes<V>::hold(Lanes<V>::load(b + k * b_k));
+        for (int r = 0; r < R; r++) acc[r] += a[r * a_row + k * a_k] * bs;
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store8(c + r * c_row + 8 * v, acc[r][v]);
+    for (int r = 0; r < R; r++) Lanes<V>::store(c + r * c_row, acc[r]);
 }
 
 // out[row][PANEL] (+)= A panel for `rows` rows of A. With `half`, only lanes 0-7 are worked on: what the others get is
@@ -33,7 +29,8 @@ INLINE void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a
         for (; r < rows; r++) tile<1, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
         return;
     }
-    for (; r + 6 <= rows; r += 6) tile<6, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+    for (; r + SIXTEENS <= rows; r += SIXTEENS)
+        tile<SIXTEENS, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
     for (; r + 4 <= rows; r += 4) tile<4, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
     for (; r + 2 <= rows; r += 2) tile<2, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
     for (; r < rows; r++) tile<1, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
