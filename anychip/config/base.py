@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import ConfigError, NotSupported, nearest
-from .specs import AttentionSpec, HyperSpec, LayerSpec, Mixture, YarnScaling
+from .specs import AttentionSpec, HyperSpec, LayerSpec, Mixture, Rope, YarnScaling, yarn_amplitude
 
 # Fields that published config.json files carry and that do not change the maths here.
 _IGNORED = frozenset(
     "architectures auto_map torch_dtype dtype transformers_version use_cache attention_dropout pad_token_id ep_size "
     "pretraining_tp quantization_config expert_dtype output_router_logits router_aux_loss_coef".split()
 )
+_SCALING = {"rope_type", *(field.name for field in dataclasses.fields(YarnScaling))}
 _MAY_BE_ZERO = ("num_nextn_predict_layers", "bos_token_id", "eos_token_id")
 
 
@@ -45,8 +46,8 @@ class ModelConfig:
     initializer_range: float
     num_nextn_predict_layers: int
     tie_word_embeddings: bool = False
-    bos_token_id: int = 0
-    eos_token_id: int = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
         problems = [text for text in (*self._common_rules(), *self._rules()) if text]
@@ -61,6 +62,10 @@ class ModelConfig:
     def hyper(self) -> HyperSpec | None:
         """mHC's rule, None where the residual is plain."""
         return None
+
+    def rotary(self, channels: int) -> Rope:
+        """Return RoPE of so many channels with this model's theta and YaRN."""
+        return Rope(channels, self.rope_theta, self.rope_scaling, yarn_amplitude(self.rope_scaling))
 
     @property
     def num_streams(self) -> int:
@@ -105,8 +110,14 @@ class ModelConfig:
 
     @classmethod
     def read_published(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the fields in the form that this class has them, where the publisher writes another one."""
-        return fields
+        """Return the fields in the form that this class has them: transformers >= 5 writes `rope_parameters`."""
+        rope = fields.get("rope_parameters")
+        if not isinstance(rope, Mapping) or "rope_theta" not in rope:
+            return fields
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        plain = scaling.get("rope_type", "default") == "default"
+        rest = {name: value for name, value in fields.items() if name != "rope_parameters"}
+        return rest | {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the publisher's `config.json` mapping of this configuration."""
@@ -125,6 +136,8 @@ class ModelConfig:
                 yield f"{name}={value!r}: only {cls.fixed[name]!r} can be run"
             elif name in cls.equal and value != fields.get(cls.equal[name]):
                 yield f"{name}={value!r}: only {cls.equal[name]}={fields.get(cls.equal[name])!r} can be run"
+            elif name == "rope_scaling" and isinstance(value, Mapping) and (odd := sorted(set(value) - _SCALING)):
+                yield f"rope_scaling: {', '.join(odd)} cannot be run; there are {', '.join(sorted(_SCALING))}"
             elif name in known and not _has_type(value, str(known[name].type)):
                 yield f"{name}={value!r}: expected {known[name].type}"
             elif name not in known and name not in (*_IGNORED, *cls.ignored, *cls.fixed, *cls.equal):
@@ -190,6 +203,8 @@ def _has_type(value: object, wanted: str) -> bool:
     if wanted.startswith("YarnScaling"):
         return value is None or (isinstance(value, Mapping) and "factor" in value
                                  and "original_max_position_embeddings" in value)
+    if wanted == "int | tuple[int, ...]":
+        return _has_type(value, "int") or _has_type(value, "tuple[int, ...]")
     if wanted.startswith("tuple"):
         item = str if "str" in wanted else int
         return isinstance(value, (list, tuple)) and all(type(each) is item for each in value)

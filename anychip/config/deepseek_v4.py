@@ -60,7 +60,7 @@ class DeepseekV4Config(ModelConfig):
                                         self.o_lora_rank, self.sliding_window, ratio, self.rope(ratio), indexer)
         hashed, width = index < self.num_hash_layers, self.moe_intermediate_size
         return LayerSpec(attention, Mixture(
-            self.n_routed_experts, self.num_experts_per_tok, width, self.routed_scaling_factor,
+            self.n_routed_experts, self.num_experts_per_tok, width, "sqrtsoftplus", self.routed_scaling_factor,
             shared_width=width, bias=not hashed, hashed=hashed, limit=self.swiglu_limit))
 
     @property

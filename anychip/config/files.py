@@ -9,7 +9,11 @@ from pathlib import Path
 from ..errors import ConfigError, nearest
 from .base import ModelConfig
 
-PRESETS = ("nano", "tiny", "mini", "v4-flash", "v4-pro")
+PRESETS = (
+    "nano", "tiny", "mini", "v4-flash", "v4-pro", "v3-nano", "v3-mini", "v32-nano", "v32-mini", "glm5-nano",
+    "glm5-mini", "qwen3-moe-nano", "qwen3-moe-mini", "deepseek-v3", "deepseek-v3.2", "glm-5.1", "glm-5.2",
+    "qwen3-30b-a3b", "qwen3-235b-a22b",
+)  # fmt: skip
 
 
 def load_config(where: str | Path) -> ModelConfig:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import DeepseekV4Config, only
 from ..model import Layout, State, Transformer
 from ..model.block import Block
 from ..model.compressed import Compressed
@@ -34,6 +35,11 @@ def mixtures_of(model: Transformer) -> list[MoE]:
     return [block.ffn for block in blocks_of(model) if isinstance(block.ffn, MoE)]
 
 
+def v4(model: Transformer) -> DeepseekV4Config:
+    """Return the configuration of a model that these faults can be planted in."""
+    return only(model.config, DeepseekV4Config, "this planted fault")
+
+
 def _change_plan(model: Transformer, change: Callable[[int, LayerPlan, Plan], LayerPlan]) -> None:
     """Pass every layer plan that the model makes through `change(ratio, layer plan, plan)`."""
     make = model._plan
@@ -57,7 +63,7 @@ def _wrap(module: torch.nn.Module, around: Callable[..., Any]) -> None:
 @model_fault("window", "a token sees one row too few of its sliding window")
 def window_off_by_one(model: Transformer) -> None:
     def change(ratio: int, layer: LayerPlan, plan: Plan) -> LayerPlan:
-        full = (layer.window.count == model.config.kinds[ratio].window).int()
+        full = (layer.window.count == v4(model).sliding_window).int()
         window = replace(layer.window, start=layer.window.start + full, count=layer.window.count - full)
         return replace(layer, window=window)
 
@@ -70,7 +76,7 @@ def window_crosses_samples(model: Transformer) -> None:
         if plan.state is not None:
             return layer
         last = layer.window.start + layer.window.count
-        count = last.clamp_max(model.config.kinds[ratio].window)
+        count = last.clamp_max(v4(model).sliding_window)
         return replace(layer, window=replace(layer.window, start=last - count, count=count,
                                              max_count=int(count.max())))
 

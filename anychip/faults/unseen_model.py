@@ -14,7 +14,7 @@ from ..model.plan import LayerPlan, Plan
 from ..model.rotary import angles
 from ..ops import Ops
 from .fault import PatchedOps, model_fault
-from .model import _change_plan, _wrap, attentions_of, mixtures_of
+from .model import _change_plan, _wrap, attentions_of, mixtures_of, v4
 
 
 def _with_ops(module: torch.nn.Module, patch: Callable[[Ops], dict[str, Callable[..., Any]]]) -> None:
@@ -45,7 +45,7 @@ def query_norm_not_loaded(model: Transformer) -> None:
 def heads_grouped_by_stride(model: Transformer) -> None:
     def patch(ops: Ops) -> dict[str, Callable[..., Any]]:
         def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
-            channels, heads = model.config.kinds[0].channels, model.config.num_attention_heads
+            channels, heads = v4(model).head_dim, model.config.num_attention_heads
             by_head = x.reshape(x.shape[0], heads // x.shape[1], x.shape[1], channels).transpose(1, 2)
             return ops.grouped_linear(by_head.reshape(x.shape).contiguous(), weight)
 

@@ -16,12 +16,14 @@ from .state import LayerCache
 
 
 class Watched(NamedTuple):
-    """What the indexer's loss needs of a pass: attention's query, keys and sink without gradients, and the indexer's
-    query [T, H, I], weights [T, H] and keys [M, I] with gradients to the indexer's parameters alone."""
+    """What the indexer's loss needs of a pass: attention's query, keys, sink (None: it has none) and scale, without
+    gradients, and the indexer's query [T, H, I], weights [T, H] and keys [M, I] with gradients to its parameters alone.
+    """
 
     query_THC: Tensor
     keys: Keys
-    sink_H: Tensor
+    sink_H: Tensor | None
+    scale: float
     index_query_THI: Tensor
     index_weight_TH: Tensor
     index_key_MI: Tensor
@@ -79,12 +81,12 @@ class Attention(nn.Module):
         """Return the sub-layer's output [T, d]."""
         raise NotImplementedError
 
-    def watch(self, query_THC: Tensor, keys: Keys, sink_H: Tensor) -> None:
+    def watch(self, query_THC: Tensor, keys: Keys, sink_H: Tensor | None, scale: float) -> None:
         """Keep what the indexer's loss needs, where the indexer kept its part."""
         if self.indexer is None or self.indexer.kept is None:
             return
         assert keys.compressed_MC is not None
         detached = Keys(keys.window_NC.detach(), keys.window, keys.compressed_MC.detach(), keys.selected)
-        self.watched = Watched(query_THC.detach(), detached, sink_H.detach().clone(),
-                               *self.indexer.kept)  # a copy: a sharded sink is given back after the block
+        sink_H = None if sink_H is None else sink_H.detach().clone()  # a sharded one is given back after the block
+        self.watched = Watched(query_THC.detach(), detached, sink_H, scale, *self.indexer.kept)
         self.indexer.kept = None

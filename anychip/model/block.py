@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -10,13 +10,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
+from ..config.specs import CompressedAttention, GroupedAttention, LatentAttention
 from ..ops import Ops
 from . import residual
+from .attention import Attention
 from .compressed import Compressed
+from .grouped import Grouped
+from .latent import Latent
 from .moe import MoE, feed_forward
 from .plan import Plan
 from .state import LayerCache
 from .weight import Weight
+
+_ATTENTION: dict[type, Callable[..., Attention]] = {
+    CompressedAttention: Compressed, LatentAttention: Latent, GroupedAttention: Grouped}
 
 
 class Block(nn.Module):
@@ -28,7 +35,7 @@ class Block(nn.Module):
         self.recompute = False  # keep no activations inside the block in training: make them again going back
         self.index, self.ratio, self.rule, self.eps = (
             index, spec.attention.ratio, residual.hyper_rule(config), config.rms_norm_eps)
-        self.attn = Compressed(spec.attention, d, self.eps)
+        self.attn = _ATTENTION[type(spec.attention)](spec.attention, d, self.eps)
         self.ffn = feed_forward(spec.ffn, d, config.vocab_size)
         self.attn_norm, self.ffn_norm = Weight(d), Weight(d)
         residual.add_mixing(self, config)

@@ -82,7 +82,7 @@ class Compressed(Attention):
         entry_TC = ops.linear(x_Td, self.wkv.weight)
         entry_TC = ops.norm_rope(entry_TC, self.kv_norm.weight, self.eps, plan.cos_TR, plan.sin_TR)
         keys = Keys(cache.write("window", entry_TC), plan.window, *self._long_range(x_Td, latent_Tr, plan, cache, ops))
-        self.watch(query_THC, keys, self.attn_sink)
+        self.watch(query_THC, keys, self.attn_sink, query_THC.shape[-1] ** -0.5)
         out_THC = ops.attention(query_THC, keys, self.attn_sink)
         out_THC = ops.rope(out_THC, plan.cos_TR, plan.sin_TR, inverse=True)
         mixed = ops.grouped_linear(out_THC.view(tokens, self.groups, -1), self.wo_a.weight)

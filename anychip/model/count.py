@@ -12,12 +12,22 @@ from .transformer import Transformer
 
 
 class ParameterCount(NamedTuple):
-    """Parameters of the main model (total, and active for one token) and of its MTP block."""
+    """Parameters of the main model (total, and active for one token) and of its MTP block, and those of the embedding.
+
+    `active` is what a token multiplies by: it leaves the embedding out (a lookup; of a tied one the head stays in).
+    Publishers other than DeepSeek-V4's count it (V3's 37B, Qwen3's 3.3B and 22B, GLM-5's 40B): `active_published`.
+    """
 
     total: int
     active: int
     mtp_total: int
     mtp_active: int
+    embedding: int
+
+    @property
+    def active_published(self) -> int:
+        """Active parameters with the embedding."""
+        return self.active + self.embedding
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
@@ -27,9 +37,11 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     total = active = mtp_total = mtp_active = 0
     share = config.mixture.topk / config.mixture.num_experts if config.mixture else 1.0
     for name, parameter in model.named_parameters():
-        used = parameter.numel() * (share if ".experts." in name else 0 if name == "embed.weight" else 1)
+        looked_up = name == "embed.weight" and not config.tie_word_embeddings
+        used = parameter.numel() * (share if ".experts." in name else 0 if looked_up else 1)
         if name.startswith("mtp."):
             mtp_total, mtp_active = mtp_total + parameter.numel(), mtp_active + round(used)
         else:
             total, active = total + parameter.numel(), active + round(used)
-    return ParameterCount(total, active, mtp_total, mtp_active)
+    embedding = 0 if config.tie_word_embeddings else model.embed.weight.numel()
+    return ParameterCount(total, active, mtp_total, mtp_active, embedding)

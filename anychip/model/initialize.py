@@ -21,7 +21,7 @@ def initialize(model: Transformer, seed: int) -> None:
                 parameter.fill_(1.0)
             elif leaf.endswith("_scale"):
                 parameter.fill_(HC_SCALE)
-            elif leaf.endswith("_base") or leaf in ("attn_sink", "ape"):
+            elif leaf.endswith("_base") or leaf in ("attn_sink", "ape", "bias"):
                 parameter.zero_()
             else:
                 parameter.normal_(0.0, model.config.initializer_range, generator=generator)

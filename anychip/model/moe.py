@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.specs import Dense, Mixture
-from ..ops import Ops
+from ..ops import Ops, RouteRule
 from .weight import Weight
 
 
@@ -66,15 +66,16 @@ class MoE(nn.Module):
         self.chosen: Tensor | None = None
         self.watch, self.scores = False, None  # type: bool, Tensor | None
         self.topk, self.limit, self.scale = spec.topk, spec.limit, spec.scale
+        self.rule = RouteRule(spec.score, spec.groups, spec.kept_groups, spec.normalize)
 
     def forward(self, x_Td: Tensor, ids_T: Tensor, ops: Ops) -> Tensor:
         """Return [T, d]. `ids_T` are the token ids, read by hash-routed layers only."""
         gate = self.gate
         fixed = None if gate.tid2eid is None else gate.tid2eid[ids_T]
-        chosen, weight = ops.route(x_Td, gate.weight, self.topk, bias_E=gate.bias, ids_TK=fixed)
+        chosen, weight = ops.route(x_Td, gate.weight, self.topk, bias_E=gate.bias, ids_TK=fixed, rule=self.rule)
         if torch.is_grad_enabled():
             self.chosen = chosen.detach()
-            self.scores = ops.router_scores(x_Td, gate.weight) if self.watch else None
+            self.scores = ops.router_scores(x_Td, gate.weight, self.rule) if self.watch else None
         routed = ops.experts(x_Td, chosen, weight * self.scale, (self.experts.w13, self.experts.w2), self.limit)
         return routed if self.shared_experts is None else routed + self.shared_experts(x_Td, ids_T, ops)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import torch
@@ -28,14 +28,19 @@ class Pooling:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The batch as the layers of one ratio see it: `window` are the last rows of each token, `visible` all entries that
-    closed before it (None: there are none)."""
+    """The batch as the layers of one ratio see it.
+
+    `window` are the last rows of each token, `visible` all entries that closed before it (None: there are none). Where
+    each token is an entry both are all tokens so far. `chosen` holds the rows that a layer's indexer picked for later
+    layers.
+    """
 
     cos_TR: Tensor
     sin_TR: Tensor
     window: Ranges
     pooling: Pooling | None
     visible: Ranges | None
+    chosen: dict[int, Ranges | Tensor] = field(default_factory=dict)
 
 
 class Plan:
@@ -62,6 +67,9 @@ class Plan:
         attention = self.config.kinds[ratio]
         cos, sin = self._angles(attention.rope)
         visible = self._put(self._visible(ratio)) if ratio else None
+        if not isinstance(attention, CompressedAttention):
+            assert visible is not None
+            return LayerPlan(cos, sin, visible, None, visible)
         return LayerPlan(cos, sin, self._window(attention.window),
                          self._pooling(attention) if ratio else None, visible)
 

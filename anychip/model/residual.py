@@ -60,6 +60,8 @@ def read(block: Any, streams_Tnd: Tensor, site: str, ops: Ops) -> tuple[Tensor, 
 
 def write(y_Td: Tensor, streams_Tnd: Tensor, mixing: tuple[Tensor, ...], ops: Ops) -> Tensor:
     """Return the streams [T, n, d] with a sub-layer's output [T, d]; `mixing` is what its read gave."""
+    if not mixing:
+        return ops.add(streams_Tnd[:, 0], y_Td)[:, None]
     post_Tn, comb_Tnn = mixing
     return ops.hc_post(y_Td, streams_Tnd, post_Tn, comb_Tnn)
 

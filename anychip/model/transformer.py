@@ -21,8 +21,8 @@ from .weight import Weight
 
 
 class Hidden(NamedTuple):
-    """What a pass returns: the normalised hidden [T, d] (multiply by the head for logits), and the streams
-    [T, n, d] before the HC head (the MTP block's input)."""
+    """What a pass returns: the normalised hidden [T, d] (multiply by the head for logits), and the MTP block's input:
+    mHC's streams [T, n, d] before they are joined; of a plain residual the normalised hidden as [T, 1, d]."""
 
     hidden_Td: Tensor
     streams_Tnd: Tensor
@@ -37,6 +37,9 @@ class Transformer(nn.Module):
         self.config, self.ops, self.rule = config, ops, residual.hyper_rule(config)
         self._last_plan: Plan | None = None
         self.embed, self.norm, self.head = Weight(config.vocab_size, d), Weight(d), Weight(config.vocab_size, d)
+        if config.tie_word_embeddings:  # one weight with one name, and no parameter of its own
+            del self.head
+            self.__dict__["head"] = self.embed
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         residual.add_joining(self, config)
         self.mtp = nn.ModuleList(MTPBlock(config, config.num_hidden_layers + i)
@@ -76,7 +79,8 @@ class Transformer(nn.Module):
         """Return what a pass returns, of the last block's streams."""
         ops = self.ops.at("head")
         x_Td = residual.join(self, streams_Tnd, ops)
-        return Hidden(ops.rms_norm(x_Td, self.norm.weight, self.config.rms_norm_eps), streams_Tnd)
+        hidden_Td = ops.rms_norm(x_Td, self.norm.weight, self.config.rms_norm_eps)
+        return Hidden(hidden_Td, hidden_Td[:, None] if self.rule is None else streams_Tnd)
 
     def logits(self, hidden_Td: Tensor) -> Tensor:
         """Return the head's logits [T, V], fp32."""

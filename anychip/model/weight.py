@@ -1,4 +1,4 @@
-"""Parameters that checkpoints call `<name>.weight`."""
+"""Parameters that checkpoints call `<name>.weight`, and `<name>.bias`."""
 
 from __future__ import annotations
 
@@ -12,3 +12,11 @@ class Weight(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*shape))
+
+
+class Biased(Weight):
+    """With a `bias` of the same shape: a LayerNorm's."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__(*shape)
+        self.bias = nn.Parameter(torch.empty(*shape))

@@ -47,10 +47,11 @@ class Keys:
     selected: Ranges | Tensor | None = None
 
     @staticmethod
-    def chosen(entry_NC: Tensor, rows_TK: Tensor) -> Keys:
+    def chosen(entry_NC: Tensor, rows: Ranges | Tensor) -> Keys:
         """Return keys of which each token sees only the rows (as `selected`) that were chosen for it: no window."""
-        none = torch.zeros(rows_TK.shape[0], dtype=torch.int32, device=rows_TK.device)
-        return Keys(entry_NC[:0], Ranges(none, none, 0, 0), entry_NC, rows_TK)
+        like = rows.start if isinstance(rows, Ranges) else rows
+        none = torch.zeros(like.shape[0], dtype=torch.int32, device=like.device)
+        return Keys(entry_NC[:0], Ranges(none, none, 0, 0), entry_NC, rows)
 
 
 def attention(query_THC: Tensor, keys: Keys, sink_H: Tensor | None, *, scale: float | None = None,

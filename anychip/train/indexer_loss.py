@@ -61,14 +61,15 @@ def _target(watched: Watched, span: slice, rows: slice, seen_TM: Tensor) -> Tens
     """Return where the block's heads look among the rows, summed over heads and scaled to 1."""
     keys, query_THC = watched.keys, watched.query_THC[span].float()
     assert keys.compressed_MC is not None
-    tokens, heads, channels = query_THC.shape
+    tokens, heads, _ = query_THC.shape
     first, near_TN = _seen(keys.window, span)
     entries = torch.cat((keys.window_NC[first : first + near_TN.shape[1]], keys.compressed_MC[rows])).float()
-    logit_THK = (query_THC.flatten(0, 1) @ entries.T).mul_(channels**-0.5).view(tokens, heads, -1)
+    logit_THK = (query_THC.flatten(0, 1) @ entries.T).mul_(watched.scale).view(tokens, heads, -1)
     logit_THK.masked_fill_(~torch.cat((near_TN, seen_TM), 1)[:, None], float("-inf"))
-    sink_TH1 = watched.sink_H.float()[None, :, None].expand(tokens, -1, 1)
-    prob_THK = torch.cat((logit_THK, sink_TH1), -1).softmax(-1)
-    looked_TM = prob_THK[..., near_TN.shape[1] : -1].sum(1)
+    if watched.sink_H is not None:
+        sink_TH1 = watched.sink_H.float()[None, :, None].expand(tokens, -1, 1)
+        logit_THK = torch.cat((logit_THK, sink_TH1), -1)
+    looked_TM = logit_THK.softmax(-1)[..., near_TN.shape[1] : near_TN.shape[1] + seen_TM.shape[1]].sum(1)
     total = looked_TM.sum(-1, keepdim=True)
     return looked_TM / torch.where(total > 0, total, 1)
 
