@@ -20,16 +20,16 @@ void to_panel(const float* query, int64_t heads, int64_t channels, float* panel)
 }
 
 #ifdef __AVX512F__
-typedef f16 Lanes;
+typedef f16 Wide;
 constexpr int KEYS_TOGETHER = 8;  // as many sums as hide the latency of multiply-adds
 #else
-typedef f8 Lanes;
+typedef f8 Wide;
 constexpr int KEYS_TOGETHER = 4;
 #endif
-constexpr int WIDE = sizeof(Lanes) / sizeof(float), PARTS = INDEX_LANES / WIDE;
+constexpr int WIDE = sizeof(Wide) / sizeof(float), PARTS = INDEX_LANES / WIDE;
 
-INLINE Lanes load_lanes(const float* p) {
-    Lanes v;
+INLINE Wide load_lanes(const float* p) {
+    Wide v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
@@ -37,16 +37,16 @@ INLINE Lanes load_lanes(const float* p) {
 // score[r] (+)= sum over lanes of weight * max(0, key_r . panel), for R consecutive keys.
 template <int R>
 INLINE void score_keys(const float* key, int64_t channels, const float* panel, const float* weight, float* score, bool add) {
-    Lanes acc[R][PARTS] = {};
+    Wide acc[R][PARTS] = {};
     for (int64_t c = 0; c < channels; c++)
         for (int i = 0; i < PARTS; i++) {
-            const Lanes b = load_lanes(panel + c * INDEX_LANES + i * WIDE);
+            const Wide b = load_lanes(panel + c * INDEX_LANES + i * WIDE);
             for (int r = 0; r < R; r++) acc[r][i] += key[r * channels + c] * b;
         }
     f8 sum[R] = {};
     for (int r = 0; r < R; r++)
         for (int i = 0; i < PARTS; i++)
-            sum[r] += fold8((acc[r][i] < 0.0f ? Lanes{} : acc[r][i]) * load_lanes(weight + i * WIDE));  // NaN stays
+            sum[r] += fold8((acc[r][i] < 0.0f ? Wide{} : acc[r][i]) * load_lanes(weight + i * WIDE));  // NaN stays
     float out[R];
     if constexpr (R % 4 == 0)
         for (int r = 0; r < R; r += 4) {
