@@ -28,9 +28,10 @@ _FFN = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj", "gate.bias": "gat
 
 def configs() -> dict[str, ModelConfig]:
     """A small configuration of each family, and of what one of its models may do differently."""
-    found = {name: load_config(f"{name}-nano") for name in ("v3", "v32", "glm5", "qwen3-moe")}
+    found = {name: load_config(f"{name}-nano") for name in ("v3", "v32", "glm5", "qwen3-moe", "qwen3")}
     types = ("full", "full", "shared", "shared", "full")
     found["glm5 that shares indexers"] = replace(found["glm5"], indexer_types=types)
+    found["qwen3 that ties its head"] = replace(found["qwen3"], tie_word_embeddings=True)
     found["v3 without a query latent"] = replace(found["v3"], q_lora_rank=None, rope_scaling=None)
     return found
 

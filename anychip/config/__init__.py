@@ -4,7 +4,7 @@ from .base import ModelConfig, only
 from .deepseek_v3 import DeepseekV3Config, DeepseekV32Config, GlmMoeDsaConfig
 from .deepseek_v4 import DeepseekV4Config
 from .files import PRESETS, load_config
-from .qwen3 import Qwen3MoeConfig
+from .qwen3 import Qwen3Config, Qwen3MoeConfig
 from .specs import YarnScaling
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "DeepseekV32Config",
     "GlmMoeDsaConfig",
     "ModelConfig",
+    "Qwen3Config",
     "Qwen3MoeConfig",
     "YarnScaling",
     "load_config",

@@ -12,7 +12,7 @@ from .base import ModelConfig
 PRESETS = (
     "nano", "tiny", "mini", "v4-flash", "v4-pro", "v3-nano", "v3-mini", "v32-nano", "v32-mini", "glm5-nano",
     "glm5-mini", "qwen3-moe-nano", "qwen3-moe-mini", "deepseek-v3", "deepseek-v3.2", "glm-5.1", "glm-5.2",
-    "qwen3-30b-a3b", "qwen3-235b-a22b",
+    "qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-nano", "qwen3-mini", "qwen3-0.6b", "qwen3-8b", "qwen3-32b",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import ModelConfig, rule
-from .specs import GroupedAttention, LayerSpec, Mixture
+from .specs import Dense, GroupedAttention, LayerSpec, Mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,18 @@ class _Qwen3(ModelConfig):
         yield rule(groups > 0 and heads % groups == 0,
                    f"num_key_value_heads={groups} does not divide num_attention_heads={heads}")
         yield rule(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config(_Qwen3):
+    """A dense Qwen3 model."""
+
+    model_type: ClassVar[str] = "qwen3"
+    architecture: ClassVar[str] = "Qwen3ForCausalLM"
+    family: ClassVar[str] = "qwen3"
+
+    def layer(self, index: int) -> LayerSpec:
+        return LayerSpec(self._attention, Dense(self.intermediate_size))
 
 
 @dataclass(frozen=True, kw_only=True)
