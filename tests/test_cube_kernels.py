@@ -16,7 +16,7 @@ import vector_kernel_cases as cases
 pytest.importorskip("triton", minversion="3.4", reason="the interpreter of triton-ascend's Triton fails on NumPy 2.4")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that the last test starts")
-TOPICS = "matmul rows experts attention attention_grad indexer muon".split()
+TOPICS = ("matmul rows experts attention attention_delta attention_grad grouped grouped_grad indexer muon").split()
 
 
 def _widened(launch):

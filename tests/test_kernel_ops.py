@@ -46,12 +46,11 @@ class Refusing:
 @needs_triton
 def test_every_op_of_the_seam_has_a_kernel_and_a_refused_call_is_the_definition_and_says_so():
     ops = KernelOps(Refusing())
-    assert COSTS.keys() - HOSTS.keys() == {"grouped_attention", "layer_norm", "add"} and HOSTS.keys() < COSTS.keys()
-    assert not any(ops.kernels()[name].startswith("plain") for name in HOSTS)
+    assert HOSTS.keys() == COSTS.keys() and not any(s.startswith("plain") for s in ops.kernels().values())
     x, w = torch.randn(5, 16), torch.randn(8, 16)
     assert torch.equal(ops.linear(x, w), Ops.linear(x, w))
     assert ops.kernels()["linear"] == "matmul.linear; some calls in plain torch: this launcher runs nothing"
-    assert ops.kernels()["rms_norm"] == "norm.rms_norm" and ops.block(None, x, x, None, None) is None
+    assert ops.kernels()["rms_norm"] == "normalize.rms_norm" and ops.block(None, x, x, None, None) is None
 
 
 @needs_triton
@@ -161,6 +160,20 @@ def test_made_up_calls_keep_the_work_of_each_token():
     query, made, _ = call.arguments
     assert query.shape == (16, 2, 8) and made.window.count.tolist() == [10] * 16 and made.window.num_pairs == 160
     assert int(made.window.start.min()) == 0 and made.selected.tolist() == [[0, 1, 2, 3, 4]] * 16
+
+
+def test_made_up_grouped_attention_lets_every_token_see_as_many_keys_of_one_sequence():
+    seen = Ranges(torch.empty(64, dtype=torch.int32, device="meta"), torch.empty(64, dtype=torch.int32), 2080, 64)
+    given = (torch.empty(64, 4, 8, device="meta"), *(torch.empty(64, 2, 8, device="meta") for _ in range(2)), seen, 1.0)
+    query, key, _, made, _ = made_up("grouped_attention", given, {}, 16).arguments
+    assert query.shape == (16, 4, 8) and key.shape == (64, 2, 8)
+    assert made.start.tolist() == [0] * 16 and made.count.tolist() == [32] * 16 and made.max_count == 32
+
+
+def test_a_made_up_weight_lies_in_memory_as_the_real_one():
+    weight = torch.empty(3, 56, 24, device="meta")[:, :40].transpose(1, 2)
+    _, made = made_up("grouped_linear", (torch.empty(64, 3, 40, device="meta"), weight), {}, 16).arguments
+    assert made.shape == (3, 24, 40) and made.stride() == weight.stride()
 
 
 def test_made_up_experts_have_as_many_rows_as_the_real_ones():

@@ -16,7 +16,7 @@ import vector_kernel_cases as cases
 pytest.importorskip("triton", minversion="3.4", reason="the interpreter of triton-ascend's Triton fails on NumPy 2.4")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that the last test starts")
-TOPICS = "norm rope swiglu hyper_mix hyper_streams route compress loss formats optimizer".split()
+TOPICS = "add norm norm_grad rope swiglu hyper_mix hyper_streams route compress loss formats optimizer".split()
 
 
 @interpreted

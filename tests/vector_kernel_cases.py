@@ -1,11 +1,12 @@
 """Cases of test_vector_kernels: each op on kernels, its definition, and inputs with hard values. Needs no triton."""
 
 import importlib
+import math
 
 import torch
 
 from anychip.kernels.launch import TritonLauncher
-from anychip.ops import HyperRule, HyperWeights, Ops
+from anychip.ops import HyperRule, HyperWeights, Ops, RouteRule
 
 LAUNCH = TritonLauncher("ascend", 2, 3)
 # The interpreter rounds fp32 to bf16 towards zero: a unit in the last place, where chips round to nearest. Second
@@ -62,19 +63,36 @@ def _randn(g, *shape):
 
 def rms_norm(g, dtype):
     inputs = {"x": (_randn(g, 3, 5, 96) * torch.logspace(-2, 3, 5)[:, None]).to(dtype), "weight": _randn(g, 96)}
-    return (lambda x, weight: kernels("norm").rms_norm(LAUNCH, x, weight, 1e-6),
+    return (lambda x, weight: kernels("normalize").rms_norm(LAUNCH, x, weight, 1e-6),
             lambda x, weight: Ops.rms_norm(x, weight, 1e-6), inputs)
 
 
 def rms_norm_of_long_rows(g, dtype):
     inputs = {"x": _randn(g, 3, 7168).to(dtype), "weight": _randn(g, 7168)}
-    return (lambda x, weight: kernels("norm").rms_norm(LAUNCH, x, weight, 1e-6),
+    return (lambda x, weight: kernels("normalize").rms_norm(LAUNCH, x, weight, 1e-6),
             lambda x, weight: Ops.rms_norm(x, weight, 1e-6), inputs)
 
 
 def rms_norm_without_weight(g, dtype):
-    return (lambda x: kernels("norm").rms_norm(LAUNCH, x, None, 1e-6), lambda x: Ops.rms_norm(x, None, 1e-6),
+    return (lambda x: kernels("normalize").rms_norm(LAUNCH, x, None, 1e-6), lambda x: Ops.rms_norm(x, None, 1e-6),
             {"x": _randn(g, 7, 33).to(dtype)})
+
+
+def layer_norm(g, dtype):
+    inputs = {"x": (_randn(g, 3, 5, 96) + 5).to(dtype), "weight": _randn(g, 96), "bias": _randn(g, 96)}
+    return (lambda x, weight, bias: kernels("normalize").layer_norm(LAUNCH, x, weight, bias, 1e-6),
+            lambda x, weight, bias: Ops.layer_norm(x, weight, bias, 1e-6), inputs)
+
+
+def layer_norm_of_long_rows(g, dtype):
+    inputs = {"x": _randn(g, 3, 5000).to(dtype), "weight": _randn(g, 5000), "bias": _randn(g, 5000)}
+    return (lambda x, weight, bias: kernels("normalize").layer_norm(LAUNCH, x, weight, bias, 1e-6),
+            lambda x, weight, bias: Ops.layer_norm(x, weight, bias, 1e-6), inputs)
+
+
+def add(g, dtype):
+    inputs = {"x": _randn(g, 3, 3000).to(dtype), "y": _randn(g, 3, 3000).to(dtype)}
+    return lambda x, y: kernels("add").add(LAUNCH, x, y), Ops.add, inputs
 
 
 def _angles(g, tokens, pairs):
@@ -94,15 +112,40 @@ def rope_back(g, dtype):
             lambda x: Ops.rope(x, cos, sin, inverse=True), {"x": _randn(g, 7, 32).to(dtype)})
 
 
+def _rope_form(g, dtype, **form):
+    cos, sin = _angles(g, 5, 8)
+    return (lambda x: kernels("rope").rope(LAUNCH, x, cos, sin, **form), lambda x: Ops.rope(x, cos, sin, **form),
+            {"x": _randn(g, 5, 4, 64).to(dtype)})
+
+
+def rope_of_the_first_channels(g, dtype):
+    return _rope_form(g, dtype, first=True)
+
+
+def rope_of_halves_back(g, dtype):
+    return _rope_form(g, dtype, half=True, inverse=True)
+
+
+def rope_of_halves_of_the_first_channels(g, dtype):
+    return _rope_form(g, dtype, half=True, first=True)
+
+
+def norm_rope_of_whole_heads_by_halves(g, dtype):
+    cos, sin = _angles(g, 5, 32)
+    return (lambda x, weight: kernels("rope").norm_rope(LAUNCH, x, weight, 1e-6, cos, sin, half=True),
+            lambda x, weight: Ops.norm_rope(x, weight, 1e-6, cos, sin, half=True),
+            {"x": _randn(g, 5, 4, 64).to(dtype), "weight": _randn(g, 64)})
+
+
 def norm_rope_of_queries(g, dtype):
     cos, sin = _angles(g, 5, 8)
-    return (lambda x: kernels("rope").norm_rope(LAUNCH, x, None, 1e-6, (cos, sin)),
+    return (lambda x: kernels("rope").norm_rope(LAUNCH, x, None, 1e-6, cos, sin),
             lambda x: Ops.norm_rope(x, None, 1e-6, cos, sin), {"x": _randn(g, 5, 4, 64).to(dtype)})
 
 
 def norm_rope_of_entries(g, dtype):
     cos, sin = _angles(g, 6, 32)
-    return (lambda x, weight: kernels("rope").norm_rope(LAUNCH, x, weight, 1e-6, (cos, sin)),
+    return (lambda x, weight: kernels("rope").norm_rope(LAUNCH, x, weight, 1e-6, cos, sin),
             lambda x, weight: Ops.norm_rope(x, weight, 1e-6, cos, sin),
             {"x": _randn(g, 6, 512).to(dtype), "weight": _randn(g, 512)})
 
@@ -114,10 +157,10 @@ def swiglu(g, dtype):
             lambda gate_up, weight: definition(gate_up, 10.0) * weight[:, None], inputs)
 
 
-def swiglu_without_weight(g, dtype):
+def swiglu_without_weight_and_limit(g, dtype):
     from anychip.ops.experts import swiglu as definition
-    return (lambda gate_up: kernels("swiglu").swiglu(LAUNCH, gate_up, 10.0), lambda gate_up: definition(gate_up, 10.0),
-            {"gate_up": (_randn(g, 3, 2, 64) * 8).to(dtype)})
+    return (lambda gate_up: kernels("swiglu").swiglu(LAUNCH, gate_up, math.inf),
+            lambda gate_up: definition(gate_up, math.inf), {"gate_up": (_randn(g, 3, 2, 64) * 8).to(dtype)})
 
 
 _RULE = HyperRule(20, 1e-6, 1e-6)
@@ -151,6 +194,24 @@ def route_by_score(g, dtype):
             {"x": _randn(g, 9, 24).to(dtype), "weight": _randn(g, 20, 24)})
 
 
+def _route_by(g, dtype, rule, topk, bias=None):
+    return (lambda x, weight: kernels("route").route(LAUNCH, x, weight, topk, bias_E=bias, rule=rule),
+            lambda x, weight: Ops.route(x, weight, topk, bias_E=bias, rule=rule),
+            {"x": _randn(g, 9, 24).to(dtype), "weight": _randn(g, 24, 24)})
+
+
+def route_by_sigmoid_in_groups(g, dtype):
+    return _route_by(g, dtype, RouteRule("sigmoid", 4, 2), 5, _randn(g, 24))
+
+
+def route_by_softmax(g, dtype):
+    return _route_by(g, dtype, RouteRule("softmax"), 3)
+
+
+def route_by_softmax_as_it_is(g, dtype):
+    return _route_by(g, dtype, RouteRule("softmax", 3, 2, normalize=False), 3)
+
+
 def route_by_hash(g, dtype):
     ids = torch.rand(9, 16, generator=g).argsort(1)[:, :2]
     return (lambda x, weight: kernels("route").route(LAUNCH, x, weight, 2, ids_TK=ids),
@@ -182,6 +243,8 @@ def compress_hca(g, dtype):
     return _compress(g, dtype, 128, None)
 
 
-OPS = (rms_norm, rms_norm_of_long_rows, rms_norm_without_weight, rope_of_heads, rope_back, norm_rope_of_queries,
-       norm_rope_of_entries, swiglu, swiglu_without_weight, hc_pre, hc_head, hc_post,
-       route_by_score, route_by_hash, cross_entropy, compress_csa, compress_hca)
+OPS = (rms_norm, rms_norm_of_long_rows, rms_norm_without_weight, layer_norm, layer_norm_of_long_rows, add,
+       rope_of_heads, rope_back, rope_of_the_first_channels, rope_of_halves_back, rope_of_halves_of_the_first_channels,
+       norm_rope_of_whole_heads_by_halves, norm_rope_of_queries, norm_rope_of_entries, swiglu,
+       swiglu_without_weight_and_limit, hc_pre, hc_head, hc_post, route_by_score, route_by_sigmoid_in_groups,
+       route_by_softmax, route_by_softmax_as_it_is, route_by_hash, cross_entropy, compress_csa, compress_hca)

@@ -19,9 +19,10 @@ from ..ops.trees import map_tensors
 
 # positions of the arguments with one row a token (or a window); the others keep their size
 TOKEN_ARGUMENTS = {
-    "linear": (0,), "grouped_linear": (0,), "embed": (0,), "rms_norm": (0,), "rope": (0, 1, 2), "norm_rope": (0, 3, 4),
-    "attention": (0,), "compress": (3, 4), "index_topk": (0, 1), "route": (0,), "mlp": (0,), "experts": (0, 1, 2),
-    "hc_pre": (0,), "hc_post": (0, 1, 2, 3), "hc_head": (0,), "cross_entropy": (0, 2),
+    "linear": (0,), "grouped_linear": (0,), "embed": (0,), "rms_norm": (0,), "layer_norm": (0,), "rope": (0, 1, 2),
+    "norm_rope": (0, 3, 4), "attention": (0,), "grouped_attention": (0,), "compress": (3, 4), "index_topk": (0, 1),
+    "route": (0,), "mlp": (0,), "experts": (0, 1, 2), "add": (0, 1), "hc_pre": (0,), "hc_post": (0, 1, 2, 3),
+    "hc_head": (0,), "cross_entropy": (0, 2),
 }
 VOCABULARY = 8192  # rows of a vocabulary that the loss is timed with; its time is proportional to them
 LOOKED_UP = 4096  # rows of an embedding that its lookup is timed with; its time does not depend on them
@@ -56,7 +57,7 @@ def _real(tensor: Tensor) -> Tensor:
     if tensor.device.type != "meta":
         return tensor
     if tensor.is_floating_point():
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
@@ -71,13 +72,18 @@ def _mean_ranges(ranges: Ranges, tokens: int, rows: int) -> Ranges:
     return Ranges(start_T.clamp(min=0), torch.full((tokens,), count, dtype=torch.int32), count * tokens, count)
 
 
+def _from_first(ranges: Ranges, tokens: int, rows: int) -> Ranges:
+    """The mean number of rows for every token, of one sequence: all from the first row on."""
+    mean = _mean_ranges(ranges, tokens, rows)
+    return replace(mean, start=torch.zeros_like(mean.start))
+
+
 def _attention(call: Call, fraction: float) -> Call:
     query, keys, sink = call.arguments
     tokens = query.shape[0]
     selected = keys.selected
     if isinstance(selected, Ranges):
-        selected = _mean_ranges(selected, tokens, keys.compressed_MC.shape[0])
-        selected = replace(selected, start=torch.zeros_like(selected.start))
+        selected = _from_first(selected, tokens, keys.compressed_MC.shape[0])
     elif selected is not None:
         rows = torch.arange(selected.shape[1], dtype=torch.int32).clamp(max=keys.compressed_MC.shape[0] - 1)
         selected = rows.expand(tokens, -1).contiguous()
@@ -85,10 +91,14 @@ def _attention(call: Call, fraction: float) -> Call:
     return call._replace(arguments=(query, Keys(keys.window_NC, window, keys.compressed_MC, selected), sink))
 
 
+def _grouped_attention(call: Call, fraction: float) -> Call:
+    query, key, value, ranges, scale = call.arguments
+    return call._replace(arguments=(query, key, value, _from_first(ranges, query.shape[0], key.shape[0]), scale))
+
+
 def _index_topk(call: Call, fraction: float) -> Call:
     query, weight, key, visible, topk = call.arguments
-    ranges = _mean_ranges(visible, query.shape[0], key.shape[0])
-    ranges = replace(ranges, start=torch.zeros_like(ranges.start))
+    ranges = _from_first(visible, query.shape[0], key.shape[0])
     return call._replace(arguments=(query, weight, key, ranges, topk))
 
 
@@ -129,6 +139,6 @@ def _embed(call: Call, fraction: float) -> Call:
 
 
 _CHANGES: dict[str, Callable[[Call, float], Call]] = {
-    "attention": _attention, "index_topk": _index_topk, "compress": _compress, "experts": _experts, "route": _route,
-    "cross_entropy": _cross_entropy, "embed": _embed,
+    "attention": _attention, "grouped_attention": _grouped_attention, "index_topk": _index_topk, "compress": _compress,
+    "experts": _experts, "route": _route, "cross_entropy": _cross_entropy, "embed": _embed,
 }

@@ -112,7 +112,7 @@ class KernelTimes:
         def change(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor
-            made = tensor if tensor.dtype is dtype else torch.empty(tensor.shape, dtype=dtype)
+            made = tensor if tensor.dtype is dtype else torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype)
             return made.requires_grad_(gradient)
 
         return map_tensors(value, change)
@@ -140,7 +140,7 @@ def _total(times: Sequence[LaunchTime], share: float) -> float:
 def _shape(value: Any) -> Any:
     """What decides a call's work: shapes, numbers of rows, numbers."""
     if isinstance(value, Tensor):
-        return [list(value.shape), str(value.dtype)]
+        return [list(value.shape), str(value.dtype), *([] if value.is_contiguous() else value.stride())]
     if isinstance(value, Ranges):
         return [list(value.start.shape), value.num_pairs, value.max_count]
     if isinstance(value, Keys):

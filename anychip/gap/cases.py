@@ -110,8 +110,9 @@ def _attention(draw: _Draw) -> list[Case]:
         Case("attention", "one key far ahead of the others", (query * 8, Keys(rows, window, compressed, run), sink)),
         _long_attention(draw),
         Case("attention", "no sink, a value of some channels", (query, Keys(rows, window), None),
-             {"scale": 0.2, "value_width": 40}),
-        Case("attention", "chosen rows only", (query[10:], Keys.chosen(compressed, chosen[10:].int()), None)),
+             {"scale": 0.2, "value_width": 32}),
+        Case("attention", "chosen rows only", (query[10:], Keys.chosen(compressed, chosen[10:].int()), None),
+             {"value_width": 32}),
     ]
 
 
@@ -120,7 +121,7 @@ def _grouped_attention(draw: _Draw) -> list[Case]:
     count = torch.arange(99) - start + 1
     causal = Ranges(start.int(), count.int(), int(count.sum()), 70)
     steps = Ranges(torch.tensor([0, 41]).int(), torch.tensor([41, 50]).int(), 91, 50)  # one new token each
-    query, key, value = (draw.normal(99, heads, channels) for heads, channels in ((6, 40), (2, 40), (2, 24)))
+    query, key, value = (draw.normal(99, heads, channels) for heads, channels in ((6, 48), (2, 48), (2, 32)))
     return [
         Case("grouped_attention", "two samples, three heads a group", (query, key, value, causal, 0.3)),
         Case("grouped_attention", "one key far ahead of the others", (query * 8, key, value, causal, 0.3)),

@@ -1,9 +1,10 @@
-"""Attention with a sink over window rows and selected entries (K = V, one head of keys): the forward kernel.
+"""Attention over window rows and selected entries (K = V, one head of keys), with a sink or none: the forward kernel.
 
 One program works on one token and a block of its heads: heads are the rows of every product, so that a token reads
 its keys once a block. It goes over the keys twice: first for the softmax's denominator, then for the weighted sum,
 which so never needs to be rescaled and stays in the matrix unit's accumulator (with one running pass the [heads,
-512] sum would cross 910B's memory between cube and vector cores at every step).
+512] sum would cross 910B's memory between cube and vector cores at every step). A key's channels beyond its value
+(MLA's rotated ones) are its tail: see attention_keys.py.
 Shape suffixes: T query tokens, H heads, C head channels, N window rows, M entries, K selected rows.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..errors import NotSupported
 from ..ops import Keys, Ranges
+from .attention_keys import add_up, list_keys, list_rows, logits, mix_in, run_keys, run_rows
 from .attention_tiles import KEYS, head_block, whole_heads, whole_tile
 from .example import Launch, example
 from .grid import Args
@@ -26,69 +28,18 @@ from .grid import Args
 ABSENT, RUN, LIST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
-@triton.jit
-def load_run(rows, num_rows, start, count, first, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A tile [N, C] of rows that all exist, among them those from `first` on of the run (`start`, `count`), and which
-    they are.
-
-    No mask: products add up over the tile's rows, so none may hold what was in on-chip memory before (zero times NaN
-    is NaN), and 950's compiler loses the zeros of a masked tile that is turned. The tile moves back within the run;
-    only a run shorter than a tile reads rows of others.
-    """
-    n = tl.arange(0, BLOCK_N)
-    row = tl.minimum(start + tl.minimum(first, tl.maximum(count - BLOCK_N, 0)), num_rows - BLOCK_N)
-    done = start + first - row
-    at = rows + row.to(tl.int64) * CHANNELS + n[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    return tl.load(at), (n >= done) & (n < done + count - first)
-
-
-@triton.jit
-def load_list(rows, chosen, num_rows, left, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The tile [N, C] of the rows that `left` numbers at `chosen` name, the rows, and which are real (not negative).
-
-    Every lane reads a row that exists: on Ascend a masked gather reads memory all the same. The bits are joined with
-    zero because 950's compiler gives rows that the vector core has only fetched to the matrix core in a wrong order.
-    """
-    n = tl.arange(0, BLOCK_N)
-    named = tl.load(chosen + n, mask=n < left, other=-1)
-    row = tl.minimum(tl.maximum(named, 0), num_rows - 1)
-    keys = tl.load(rows + row[:, None].to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)[None, :])
-    zero = tl.minimum(left, 0)
-    if rows.dtype.element_ty == tl.float32:
-        keys = (keys.to(tl.int32, bitcast=True) | zero).to(tl.float32, bitcast=True)
-    else:
-        keys = (keys.to(tl.int16, bitcast=True) | zero.to(tl.int16)).to(rows.dtype.element_ty, bitcast=True)
-    return keys, row, named >= 0
-
-
-@triton.jit
-def logits(query, keys, seen, scale):
-    """Scaled products [H, N]; -1e30 for keys that are not seen."""
-    return tl.where(seen[None, :], tl.dot(query, tl.trans(keys), input_precision="ieee") * scale, -1e30)
-
-
-@triton.jit
-def add_up(logit, peak, total):
-    """Fold a tile of logits into the running maximum and the running sum of exponentials."""
-    higher = tl.maximum(peak, tl.max(logit, 1))
-    return higher, total * tl.exp(peak - higher) + tl.sum(tl.exp(logit - higher[:, None]), 1)
-
-
-@triton.jit
-def mix_in(logit, lse, keys, mixed):
-    """Add the keys, weighed by their softmax, to `mixed` [H, C]."""
-    weight = tl.exp(logit - lse[:, None]).to(keys.dtype)
-    return tl.dot(weight, keys, mixed, input_precision="ieee")
-
-
-def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[Args, dict[str, Any]]:
+def plan_attention(query_THC: Tensor, keys: Keys, scale: float | None = None,
+                   value_width: int | None = None) -> tuple[Args, dict[str, Any]]:
     """Return the args and constants that say which rows a token sees; the same for forward and backward.
 
-    Raises NotSupported for a head_dim that is no power of two from 16 on.
+    Raises NotSupported for values that are no power of two from 16 channels on, and tails of keys neither.
     """
     _, heads, channels = query_THC.shape
-    if channels < 16 or channels & (channels - 1):
-        raise NotSupported(f"attention kernels take a head_dim of 16, 32, 64, ...; this one is {channels}")
+    value = value_width or channels
+    for width in (value, channels - value or 16):
+        if width < 16 or width & (width - 1):
+            raise NotSupported("attention kernels take values, and parts of keys beyond them, of 16, 32, 64, ... "
+                               f"channels; here they have {value} and {channels - value}")
     entries, selected, form = keys.compressed_MC, keys.selected, ABSENT.value
     start, count, chosen = keys.window.start, keys.window.count, keys.window.start
     if entries is None or selected is None or not entries.shape[0]:
@@ -103,9 +54,17 @@ def plan_attention(query_THC: Tensor, keys: Keys) -> tuple[Args, dict[str, Any]]
     window, entries = whole_tile(keys.window_NC), whole_tile(entries)
     args: Args = {"window": window, "entries": entries}
     args |= {name: value.int().contiguous() for name, value in rows.items()}
-    args |= {"heads": heads, "num_window": window.shape[0], "num_entries": entries.shape[0], "scale": channels**-0.5,
+    args |= {"heads": heads, "num_window": window.shape[0], "num_entries": entries.shape[0],
+             "scale": channels**-0.5 if scale is None else scale,
              "num_chosen": chosen.shape[1] if form == LIST.value else 0}
-    return args, {"FORM": form, "CHANNELS": channels}
+    return args, {"FORM": form, "CHANNELS": value, "TAIL": channels - value}
+
+
+def sinks(sink_H: Tensor | None, query_THC: Tensor) -> Tensor:
+    """Return the sinks in fp32; where there are none, some that weigh nothing beside any key."""
+    if sink_H is None:
+        return query_THC.new_full((query_THC.shape[1],), -1e30, dtype=torch.float32)
+    return sink_H.float().contiguous()
 
 
 def attention_inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -121,12 +80,12 @@ def attention_inputs(seed: int, shape: tuple[int, int, int], dtype: torch.dtype)
     return query.to(dtype), window.to(dtype), entries.to(dtype), sink
 
 
-def _example(query: Tensor, keys: Keys, sink: Tensor) -> Launch:
+def _example(query: Tensor, keys: Keys, sink: Tensor | None, *width: float) -> Launch:
     tokens, heads, _ = query.shape
-    args, constants = plan_attention(query, keys)
+    args, constants = plan_attention(query, keys, *width)  # type: ignore[arg-type]
     block = head_block("ascend", query)
-    out, lse = torch.full_like(query, 7.0), torch.full((tokens, heads), 7.0)
-    args |= {"query": whole_heads(query, block), "sink": sink, "out": out, "lse": lse}
+    out, lse = query.new_full((tokens, heads, constants["CHANNELS"]), 7.0), torch.full((tokens, heads), 7.0)
+    args |= {"query": whole_heads(query, block), "sink": sinks(sink, query), "out": out, "lse": lse}
     return Launch(args, (tokens, triton.cdiv(heads, block)), constants | {"BLOCK_H": block, "BLOCK_N": KEYS},
                   ("out", "lse"))
 
@@ -158,6 +117,18 @@ def _list_inputs(seed: int) -> Launch:
     return _example(query, Keys(window, ranges([0, 1, 129], [17, 3, 2]), entries, chosen), sink)
 
 
+def latent_keys(entries: Tensor) -> Keys:
+    """MLA behind an indexer: listed entries alone, for two tokens; one sees a single entry, one has gaps of -1."""
+    chosen = torch.arange(67, dtype=torch.int32).repeat(2, 1)
+    chosen[0, 1:], chosen[1, 3] = -1, -1
+    return Keys(entries[:0], ranges([0, 0], [0, 0]), entries, chosen)
+
+
+def _latent_inputs(seed: int) -> Launch:
+    query, _, entries, _ = attention_inputs(seed, (2, 24, 576), torch.bfloat16)
+    return _example(query, latent_keys(entries), None, 192**-0.5, 512)
+
+
 def rows_seen(args: dict[str, Any], t: int) -> tuple[Tensor, Tensor]:
     """Return the window rows and the entry rows (int64) that token t sees, in an example's args."""
     start, count = int(args["window_start"][t]), int(args["window_count"][t])
@@ -175,11 +146,12 @@ def _attention_reference(args: dict[str, Any]) -> dict[str, Tensor]:
     for t in range(out.shape[0]):
         window, entries = rows_seen(args, t)
         keys = torch.cat((args["window"][window], args["entries"][entries]))
-        logit = torch.cat((args["query"][t, : out.shape[1]] @ keys.T * keys.shape[1] ** -0.5, args["sink"][:, None]), 1)
-        out[t], lse[t] = logit.softmax(1)[:, :-1] @ keys, logit.logsumexp(1)
+        logit = torch.cat((args["query"][t, : out.shape[1]] @ keys.T * args["scale"], args["sink"][:, None]), 1)
+        out[t], lse[t] = logit.softmax(1)[:, :-1] @ keys[:, : out.shape[2]], logit.logsumexp(1)
     return {"out": out, "lse": lse}
 
 
+@example(_latent_inputs, _attention_reference)
 @example(_list_inputs, _attention_reference)
 @example(_run_inputs, _attention_reference)
 @example(_window_inputs, _attention_reference)
@@ -187,15 +159,15 @@ def _attention_reference(args: dict[str, Any]) -> dict[str, Tensor]:
 def attention_forward(
     query, window, window_start, window_count, entries, entry_start, entry_count, chosen, sink, out, lse,
     heads, num_window, num_entries, num_chosen, scale,
-    FORM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+    FORM: tl.constexpr, CHANNELS: tl.constexpr, TAIL: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    """out [T, H, C] and lse [T, H]; query has heads up to a whole block. `*_count` of a listed token counts slots, of
-    which negative ones are absent."""
+    """out [T, H, CHANNELS] and lse [T, H]; query has heads up to a whole block. `*_count` of a listed token counts
+    slots, of which negative ones are absent."""
     t = tl.program_id(0)
     h0 = tl.program_id(1) * BLOCK_H
     h = tl.arange(0, BLOCK_H)
-    hc = h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    q = tl.load(query + (t.to(tl.int64) * tl.num_programs(1) * BLOCK_H + h0) * CHANNELS + hc)
+    width: tl.constexpr = CHANNELS + TAIL
+    q, q_tail = run_keys(query, t.to(tl.int64) * tl.num_programs(1) * BLOCK_H + h0, width, CHANNELS, TAIL, BLOCK_H)
     start = tl.load(window_start + t)
     count = tl.load(window_count + t)
     entry_from = tl.load(entry_start + t)
@@ -205,30 +177,37 @@ def attention_forward(
     peak = tl.load(sink + h0 + h, mask=h < heads - h0, other=0.0)
     total = tl.full((BLOCK_H,), 1.0, tl.float32)
     for first in range(0, count, BLOCK_N):
-        keys, seen = load_run(window, num_window, start, count, first, CHANNELS, BLOCK_N)
-        peak, total = add_up(logits(q, keys, seen, scale), peak, total)
+        row, seen = run_rows(num_window, start, count, first, BLOCK_N)
+        keys, tail = run_keys(window, row, width, CHANNELS, TAIL, BLOCK_N)
+        peak, total = add_up(logits(q, q_tail, keys, tail, seen[None, :], scale, TAIL), peak, total)
     if FORM == RUN:
         for first in range(0, entry_left, BLOCK_N):
-            keys, seen = load_run(entries, num_entries, entry_from, entry_left, first, CHANNELS, BLOCK_N)
-            peak, total = add_up(logits(q, keys, seen, scale), peak, total)
+            row, seen = run_rows(num_entries, entry_from, entry_left, first, BLOCK_N)
+            keys, tail = run_keys(entries, row, width, CHANNELS, TAIL, BLOCK_N)
+            peak, total = add_up(logits(q, q_tail, keys, tail, seen[None, :], scale, TAIL), peak, total)
     if FORM == LIST:
         for first in range(0, entry_left, BLOCK_N):
-            keys, row, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N)
-            peak, total = add_up(logits(q, keys, seen, scale), peak, total)
+            listed, seen = list_rows(chosen + first, num_entries, entry_left - first, BLOCK_N)
+            keys, tail = list_keys(entries, listed, entry_left - first, CHANNELS, TAIL)
+            peak, total = add_up(logits(q, q_tail, keys, tail, seen[None, :], scale, TAIL), peak, total)
     denominator = peak + tl.log(total)
     tl.store(lse + t * heads + h0 + h, denominator, mask=h < heads - h0)
 
     mixed = tl.zeros((BLOCK_H, CHANNELS), tl.float32)
     for first in range(0, count, BLOCK_N):
-        keys, seen = load_run(window, num_window, start, count, first, CHANNELS, BLOCK_N)
-        mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
+        row, seen = run_rows(num_window, start, count, first, BLOCK_N)
+        keys, tail = run_keys(window, row, width, CHANNELS, TAIL, BLOCK_N)
+        mixed = mix_in(logits(q, q_tail, keys, tail, seen[None, :], scale, TAIL), denominator, keys, mixed)
     if FORM == RUN:
         for first in range(0, entry_left, BLOCK_N):
-            keys, seen = load_run(entries, num_entries, entry_from, entry_left, first, CHANNELS, BLOCK_N)
-            mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
+            row, seen = run_rows(num_entries, entry_from, entry_left, first, BLOCK_N)
+            keys, tail = run_keys(entries, row, width, CHANNELS, TAIL, BLOCK_N)
+            mixed = mix_in(logits(q, q_tail, keys, tail, seen[None, :], scale, TAIL), denominator, keys, mixed)
     if FORM == LIST:
         for first in range(0, entry_left, BLOCK_N):
-            keys, row, seen = load_list(entries, chosen + first, num_entries, entry_left - first, CHANNELS, BLOCK_N)
-            mixed = mix_in(logits(q, keys, seen, scale), denominator, keys, mixed)
+            listed, seen = list_rows(chosen + first, num_entries, entry_left - first, BLOCK_N)
+            keys, tail = list_keys(entries, listed, entry_left - first, CHANNELS, TAIL)
+            mixed = mix_in(logits(q, q_tail, keys, tail, seen[None, :], scale, TAIL), denominator, keys, mixed)
+    hc = h[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     tl.store(out + (t.to(tl.int64) * heads + h0) * CHANNELS + hc, mixed.to(out.dtype.element_ty),
              mask=h[:, None] < heads - h0)

@@ -66,7 +66,7 @@ def plan_product(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, 
     """Return args and constants of `matmul` for `out[i] = op(a[i]) @ op(b[i])` on 3-d views of column stride 1.
 
     form: "nt" a [B, M, K], b [B, N, K]; "nn" b [B, K, N]; "tn" a [B, K, M], b [B, K, N]. `out` is [B, M, N].
-    A view is contiguous, or becomes so when its first two dimensions are swapped.
+    Any batch and row strides will do.
     """
     _, rows, columns = out.shape
     named = {"a": a, "b": b, "out": out}
@@ -83,6 +83,8 @@ def plan_product(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, 
 def product(launch: Launcher, a: Tensor, b: Tensor, out: Tensor, form: str) -> Tensor:
     """Fill and return `out` [B, M, N]; see `plan_product`. Accumulates in fp32, rounds to `out`'s dtype."""
     batch, rows, columns = out.shape
+    if b.stride(2) != 1 and form != "tn":  # its rows lie in memory as columns
+        b, form = b.transpose(1, 2), "nt" if form == "nn" else "nn"
     tile = choose_tile(launch.family, launch.num_cube, (batch, rows, columns), a.element_size())
     if launch.family == "ascend" and form != "nn":
         a, b, depth = whole_depth(a, b, form, tile[2])
@@ -102,9 +104,10 @@ def linear(launch: Launcher, x_TI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 def grouped_linear(launch: Launcher, x_TGI: Tensor, weight_PI: Tensor) -> Tensor:
-    """`ops.grouped_linear` by the kernel: [T, G*O], differentiable in both."""
+    """`ops.grouped_linear` by the kernel: [T, G*O], differentiable in both. The weight may be a view [G, O, I]."""
     tokens, groups, width = x_TGI.shape
-    out: Tensor = _Product.apply(launch, x_TGI.contiguous().transpose(0, 1), weight_PI.view(groups, -1, width))
+    weight_GOI = weight_PI if weight_PI.dim() == 3 else weight_PI.view(groups, -1, width)
+    out: Tensor = _Product.apply(launch, x_TGI.transpose(0, 1), weight_GOI)
     return out.transpose(0, 1).reshape(tokens, -1)
 
 
@@ -113,7 +116,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, launch: Launcher, x: Tensor, weight: Tensor) -> Tensor:
-        x, weight = _regular(x), _regular(weight)
+        x, weight = _by_row(x), weight if weight.stride(1) == 1 else _by_row(weight)
         ctx.launch = launch
         ctx.save_for_backward(x, weight)
         return product(launch, x, weight, _like(x, weight.shape[1]), "nt")
@@ -121,28 +124,31 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = _regular(grads[0])
+        grad = _by_row(grads[0])
         _, into_x, into_weight = ctx.needs_input_grad
-        x_grad = product(ctx.launch, grad, weight, torch.empty_like(x), "nn") if into_x else None
-        weight_grad = product(ctx.launch, grad, x, torch.empty_like(weight), "tn") if into_weight else None
+        x_grad = product(ctx.launch, grad, weight, _like(x, x.shape[2]), "nn") if into_x else None
+        weight_grad = product(ctx.launch, grad, x, weight.new_empty(weight.shape), "tn") if into_weight else None
         return None, x_grad, weight_grad
 
 
 def _like(x: Tensor, columns: int) -> Tensor:
     """A new [B, T, columns] in x's dtype whose rows lie in memory in the order of x's rows."""
     batch, rows, _ = x.shape
-    if x.is_contiguous():
+    if x.stride(0) >= x.stride(1):
         return x.new_empty(batch, rows, columns)
     return x.new_empty(rows, batch, columns).transpose(0, 1)
 
 
-def _regular(x: Tensor) -> Tensor:
-    return x if x.is_contiguous() or x.transpose(0, 1).is_contiguous() else x.contiguous()
+def _by_row(x: Tensor) -> Tensor:
+    """The tensor with neighbouring columns side by side in memory: itself where it is so."""
+    return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _whole(x: Tensor) -> Tensor:
-    """The contiguous tensor that a view with its first two dimensions swapped lies in."""
-    return x if x.is_contiguous() else x.transpose(0, 1)
+    """The contiguous tensor that a view lies in: with its first two dimensions swapped, or flat."""
+    if x.is_contiguous() or x.transpose(0, 1).is_contiguous():
+        return x if x.is_contiguous() else x.transpose(0, 1)
+    return x.as_strided((1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)),), (1,))
 
 
 def _operands(seed: int, form: str, shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,6 +185,15 @@ def _groups_inputs(seed: int) -> Launch:
     return Launch(*_started(x.transpose(0, 1), weight, out.transpose(0, 1), "nt", (32, 64, 64), 1))
 
 
+def _absorbed_inputs(seed: int) -> Launch:
+    """MLA's queries taken into the latent space: every head's first 32 rows of `wkv_b`, turned, by a part of x."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(19, 3, 48, generator=generator).bfloat16()[..., :32]
+    weight = torch.randn(3, 64, 72, generator=generator).bfloat16()[:, :32]
+    out = torch.zeros(19, 3, 72, dtype=torch.bfloat16)
+    return Launch(*_started(x.transpose(0, 1), weight, out.transpose(0, 1), "nn", (32, 64, 32), 1))
+
+
 def _started(a: Tensor, b: Tensor, out: Tensor, form: str, tile: tuple[int, int, int], programs: int) -> tuple[
         dict[str, Any], tuple[int, int], dict[str, Any], tuple[str]]:
     if form != "nn":
@@ -195,6 +210,13 @@ def _product_reference(args: dict[str, Any]) -> dict[str, Tensor]:
 
 def _groups_reference(args: dict[str, Any]) -> dict[str, Tensor]:
     return {"out": torch.einsum("tgi,goi->tgo", args["a"], args["b"])}
+
+
+def _absorbed_reference(args: dict[str, Any]) -> dict[str, Tensor]:
+    heads, depth = args["out"].shape[1], args["depth"]
+    x = args["a"].as_strided((args["rows"], heads, depth), (args["a_row"], args["a_batch"], 1))
+    weight = args["b"].as_strided((heads, depth, args["columns"]), (args["b_batch"], args["b_row"], 1))
+    return {"out": torch.einsum("thd,hdc->thc", x, weight)}
 
 
 @triton.jit
@@ -223,6 +245,7 @@ def load_operand(x, row, column, rows, columns, step, MASKED: tl.constexpr, BY_R
     return tile
 
 
+@example(_absorbed_inputs, _absorbed_reference)
 @example(_groups_inputs, _groups_reference)
 @example(_weight_grad_inputs, _product_reference)
 @example(_input_grad_inputs, _product_reference)

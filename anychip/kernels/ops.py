@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,12 +26,13 @@ class Host(NamedTuple):
 
 HOSTS = {
     "linear": Host("matmul", "linear"), "grouped_linear": Host("matmul", "grouped_linear"),
-    "embed": Host("rows", "embed"), "rms_norm": Host("norm", "rms_norm"), "rope": Host("rope", "rope"),
-    "norm_rope": Host("ops", "norm_rope"), "attention": Host("attend", "attention"),
+    "embed": Host("rows", "embed"), "rms_norm": Host("normalize", "rms_norm"), "rope": Host("rope", "rope"),
+    "layer_norm": Host("normalize", "layer_norm"), "norm_rope": Host("rope", "norm_rope"),
+    "attention": Host("attend", "attention"), "grouped_attention": Host("grouped_attend", "grouped_attention"),
     "index_topk": Host("indexer", "index_topk"), "compress": Host("compress", "compress"),
     "route": Host("route", "route"), "mlp": Host("ops", "mlp"), "experts": Host("experts", "experts"),
-    "hc_pre": Host("hyper", "hc_pre"), "hc_post": Host("hyper", "hc_post"), "hc_head": Host("hyper", "hc_head"),
-    "cross_entropy": Host("loss", "cross_entropy"),
+    "add": Host("add", "add"), "hc_pre": Host("hyper", "hc_pre"), "hc_post": Host("hyper", "hc_post"),
+    "hc_head": Host("hyper", "hc_head"), "cross_entropy": Host("loss", "cross_entropy"),
 }
 
 class KernelOps(Ops):
@@ -74,7 +74,6 @@ class KernelOps(Ops):
         if name not in self._hosts:
             return NotImplemented
         try:
-            _check_form(name, self._hosts[name], arguments, named)
             return self._hosts[name](self.launch, *arguments, **named)
         except self._refusals as error:
             self._refused[name] = str(error)
@@ -83,18 +82,6 @@ class KernelOps(Ops):
     def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
         result = self.attempt(name, *arguments, **named)
         return getattr(Ops, name)(*arguments, **named) if result is NotImplemented else result
-
-
-def _check_form(name: str, host: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Raise NotSupported for a form of the op that its kernels lack."""
-    known = inspect.signature(host).parameters
-    lacking = [option for option in named if option not in known]
-    if name == "attention" and arguments[2] is None:
-        lacking.append("no sink")
-    if name == "grouped_linear" and arguments[1].dim() == 3:
-        lacking.append("a weight [G, O, I]")
-    if lacking:
-        raise NotSupported(f"the kernels of {name} have no form with {', '.join(lacking)}")
 
 
 def load_host(name: str) -> Callable[..., Any]:
@@ -109,14 +96,6 @@ def check_triton() -> None:
     if importlib.util.find_spec("triton") is None:
         raise NotSupported("kernels need triton, which is not installed: pip install triton for NVIDIA, "
                            "pip install 'anychip[ascend]' for Ascend")
-
-
-def norm_rope(launch: Launcher, x: Tensor, weight_C: Tensor | None, eps: float, *angles_TR: Tensor) -> Tensor:
-    """`ops.norm_rope` by its kernel."""
-    from . import rope
-
-    cos_TR, sin_TR = angles_TR
-    return rope.norm_rope(launch, x, weight_C, eps, (cos_TR, sin_TR))
 
 
 def mlp(launch: Launcher, x_Td: Tensor, w1_Fd: Tensor, w3_Fd: Tensor, w2_dF: Tensor, limit: float) -> Tensor:

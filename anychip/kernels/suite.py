@@ -1,4 +1,4 @@
-"""The suite: every kernel of DeepSeek-V4 with its examples, topic by topic."""
+"""The suite: every kernel of the models with its examples, topic by topic."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import importlib
 
 from .example import Kernel, find_kernels
 
-TOPICS = ("norm", "rope", "swiglu", "matmul", "rows", "experts", "attention", "attention_grad", "indexer", "compress",
-          "route", "hyper_mix", "hyper_streams", "loss", "formats", "optimizer", "muon")
+TOPICS = ("add", "norm", "norm_grad", "rope", "swiglu", "matmul", "rows", "experts", "attention", "attention_delta",
+          "attention_grad", "grouped", "grouped_grad", "indexer", "compress", "route", "hyper_mix", "hyper_streams",
+          "loss", "formats", "optimizer", "muon")
 
 
 def suite() -> list[Kernel]:
