@@ -143,6 +143,7 @@ class GroupedAttention:
     channels: int
     rope: Rope
     ratio: int = 1
+    indexer: None = None
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
