@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..config import ModelConfig
 from ..errors import ChipError
 from ..faults import PatchedOps, find_fault
 from ..model import Transformer
@@ -32,6 +33,10 @@ class Patch(Protocol):
         """Change a built and loaded model in place."""
         ...
 
+    def check(self, model: Transformer, clean: Ops) -> None:
+        """Raise NotSupported where the change cannot show in this model; `clean` are the ops without it."""
+        ...
+
 
 @dataclass(frozen=True)
 class PatchedChip(Chip):
@@ -39,13 +44,17 @@ class PatchedChip(Chip):
 
     inner: Chip | None = None
     patch: Patch | None = None
+    checked: set[ModelConfig] = field(default_factory=set, compare=False)  # models in which the patch can show
 
     def ops(self) -> Ops:
         assert self.inner is not None and self.patch is not None
         return self.patch.ops(self.inner.ops())
 
     def prepare(self, model: Transformer) -> None:
-        assert self.patch is not None
+        assert self.inner is not None and self.patch is not None
+        if model.config not in self.checked:
+            self.patch.check(model, self.inner.ops())
+            self.checked.add(model.config)
         self.patch.prepare(model)
 
     def limits(self) -> ChipFacts | None:
@@ -97,6 +106,9 @@ class ModulePatch:
         """Call the module's `prepare`, where it has one."""
         if self._prepare is not None:
             self._prepare(model)
+
+    def check(self, model: Transformer, clean: Ops) -> None:
+        """A user's module may be right: that it changes no bit is no error."""
 
 
 def _load(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""`anychip gap`: the same model, weights and tokens on two chips, and how far apart they are."""
+"""`anychip gap`: the same model, weights and tokens on two chips, and how far apart they are; or a matrix."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .gap_matrix import Beside, check_prices, read_beside, report_matrix, run_grid
 from .terminal import print_json, progress_bar, stderr
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 def gap(
     bundles: Annotated[list[Path] | None, typer.Argument(help="Two recorded bundles, or two training runs' folders, "
-                                                              "to compare.")] = None,
-    model: Annotated[str, typer.Option(help="nano, or the folder of a checkpoint or a training run.")] = "nano",
+                                                              "to compare; more bundles make a matrix.")] = None,
+    model: Annotated[str, typer.Option(help="nano, a small preset (random weights), or the folder of a checkpoint or a "
+                                            "training run; several make a matrix: a,b.")] = "nano",
     chips: Annotated[str | None, typer.Option(help="Two chips to run here, reference first: a,b.")] = None,
     record: Annotated[Path | None, typer.Option(help="Run --chip and write this bundle instead.")] = None,
     chip: Annotated[str | None, typer.Option(help="The chip that --record runs.")] = None,
@@ -29,6 +31,16 @@ def gap(
     fail_if: Annotated[list[str] | None, typer.Option(
         "--fail-if", help="Exit with 1 where this holds, e.g. 'kl>0.001'; may be repeated. Figures: faults, op, layer, "
         "kl, top1, loss, training, quality, speed.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Matrix: keep each run in this folder, and take up those that lie "
+                                                   "there.")] = None,
+    evals: Annotated[list[Path] | None, typer.Option("--eval", help="Matrix: the output of `anychip eval --json` to "
+                                                     "stand beside; may be repeated.")] = None,
+    serving: Annotated[list[str] | None, typer.Option(help="Matrix: MODEL@CHIP=FILE, the output of `anychip bench "
+                                                           "serve` or `anychip soak`; may be repeated.")] = None,
+    price: Annotated[list[str] | None, typer.Option(help="Matrix: CHIP=USD an hour, instead of the published rent; may "
+                                                         "be repeated.")] = None,
+    plan: Annotated[int, typer.Option(min=0, help="Matrix: what so many devices of each chip are expected to serve, by "
+                                                  "`anychip plan`.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write the report here (default: gap.html).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -36,9 +48,9 @@ def gap(
 
     Example: [bold]anychip gap --model nano --chips cpu,virtual:ascend910b[/bold]
     On two machines: [bold]anychip gap --record a.gap --chip cuda[/bold], then [bold]anychip gap a.gap b.gap[/bold]
+    Models and chips: [bold]anychip gap --model nano,qwen3-moe-nano --chips cpu,virtual:ascend910b[/bold]
     Two training runs, loss for loss, with speed and reliability: [bold]anychip gap RUN_A RUN_B[/bold]
     """
-    from ..gap.bundle import Bundle
     from ..gap.gates import parse_gates
     from ..gap.load import load_subject
     from ..gap.record import choose_levels
@@ -49,17 +61,29 @@ def gap(
         found_runs = compare_runs(bundles[0], bundles[1])
         print_json(found_runs) if as_json else typer.echo(runs_text(found_runs, (bundles[0], bundles[1])))
         return
+    beside = read_beside(evals, serving, price, plan)
     names, levels, gates = _check(bundles, chips, record, chip), choose_levels(level), parse_gates(fail_if or [])
+    models, page = _names(model), html or Path("gap.html")
     if bundles:
-        _report((Bundle.load(bundles[0]), Bundle.load(bundles[1])), gates, html, as_json)
+        _report_bundles(bundles, beside, gates, page, as_json)
         return
-    subject = load_subject(model, text, Settings(seed=seed))
-    found = _record_all(subject, names, levels, record or html or Path("gap.html"))
+    several = len(models) > 1 or len(names) != 2 or bool(beside) or keep is not None
+    _check_models(models, names, record, several)
+    check_prices(beside, names)
+    subjects = [load_subject(name, text, Settings(seed=seed)) for name in models]
+    if record is None and several:
+        report_matrix(run_grid(subjects, names, levels, keep), beside, gates, page, as_json=as_json)
+        return
+    found = _record_all(subjects[0], names, levels, record or page)
     if record is not None:
         found[0].save(record)
         stderr().print(f"wrote {record} ({names[0]}); compare it with another chip's: anychip gap {record} OTHER.gap")
     else:
-        _report((found[0], found[1]), gates, html, as_json)
+        _report((found[0], found[1]), gates, page, as_json)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _check(bundles: list[Path] | None, chips: str | None, record: Path | None, chip: str | None) -> list[str]:
@@ -71,17 +95,45 @@ def _check(bundles: list[Path] | None, chips: str | None, record: Path | None, c
         raise InputError("say one of: two chips (--chips a,b), a recording (--record FILE --chip NAME), or two "
                          "bundles (anychip gap A.gap B.gap)")
     if bundles:
-        if len(bundles) != 2:
-            raise InputError(f"{len(bundles)} bundles were given; a comparison takes two")
+        if len(bundles) < 2:
+            raise InputError("1 bundle was given; a comparison takes two or more")
         return []
     if record is not None:
         if chip is None:
             raise InputError("--record needs the chip to run: --chip NAME (`anychip chips` lists them)")
         return [chip]
-    names = [name.strip() for name in (chips or "").split(",") if name.strip()]
-    if len(names) != 2:
-        raise InputError(f"--chips {chips!r} names {len(names)} chips; two are compared, reference first: --chips a,b")
-    return names
+    return _names(chips or "")
+
+
+def _check_models(models: list[str], chips: list[str], record: Path | None, several: bool) -> None:
+    """Raise InputError where there is nothing to compare, or one is named twice in a matrix."""
+    from ..errors import InputError
+
+    if not models:
+        raise InputError("--model names no model")
+    if record is not None:
+        if len(models) > 1:
+            raise InputError(f"--record runs one model on one chip; --model names {len(models)}: record each")
+        return
+    if len(models) * len(chips) < 2:
+        raise InputError(f"--chips names {len(chips)} chips for {len(models)} model: two are compared, reference "
+                         "first: --chips a,b, or two models on one chip: --model a,b --chips c")
+    twice = [name for names in (models, chips) for name in names if names.count(name) > 1]
+    if several and twice:
+        raise InputError(f"{twice[0]!r} is named twice; name each model and chip of a matrix once")
+
+
+def _report_bundles(paths: list[Path], beside: Beside, gates: list[Gate], page: Path, as_json: bool) -> None:
+    """Two recordings of one model are compared; others, or with something to stand beside, make a matrix."""
+    from ..gap.bundle import Bundle
+    from ..gap.matrix import from_bundles
+
+    found = [Bundle.load(path) for path in paths]
+    models, chips = ({str(bundle.about[name]) for bundle in found} for name in ("model", "chip"))
+    if len(found) == 2 and not beside and not (len(models) == 2 and len(chips) == 1):
+        _report((found[0], found[1]), gates, page, as_json)
+    else:
+        report_matrix(from_bundles(found), beside, gates, page, as_json=as_json)
 
 
 def _record_all(subject: Subject, names: list[str], levels: tuple[str, ...], output: Path) -> list[Bundle]:
@@ -105,7 +157,7 @@ def _record_all(subject: Subject, names: list[str], levels: tuple[str, ...], out
     return found
 
 
-def _report(pair: tuple[Bundle, Bundle], gates: list[Gate], html: Path | None, as_json: bool) -> None:
+def _report(pair: tuple[Bundle, Bundle], gates: list[Gate], path: Path, as_json: bool) -> None:
     """Write and print the comparison; exit with 1 where a gate fails."""
     from rich.console import Console
 
@@ -114,7 +166,6 @@ def _report(pair: tuple[Bundle, Bundle], gates: list[Gate], html: Path | None, a
 
     comparison = compare(*pair)
     failed = [wrong for gate in gates if (wrong := gate.fails(comparison))]
-    path = html or Path("gap.html")
     write_html(comparison, path)
     if as_json:
         print_json(to_json(comparison))

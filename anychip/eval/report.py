@@ -32,7 +32,7 @@ def _row(mine: Sequence[TaskRun], others: Sequence[TaskRun], prices: Mapping[str
     row: dict[str, Any] = {
         "task": "all" if len(mine) > 1 else mine[0].task.name, "digest": "+".join(run.task.digest for run in mine),
         "system": mine[0].system, "kind": "measured", "questions": len(right), "right": sum(right),
-        "share": _ends(share(sum(right), len(right))),
+        "share": _ends(share(sum(right), len(right))), "answers": "".join("01"[one] for one in right),
         "unread": sum(answer.answer is None for run in mine for answer in run.answers),
         "cut_off": sum(answer.reply.finish in ("length", "max_tokens") for run in mine for answer in run.answers),
         "cost": _cost(mine, prices.get(mine[0].system)),

@@ -81,11 +81,12 @@ def open_system(text: str, how: Ask, key: Callable[[str], str | None], parallel:
 
 
 class Local:
-    """A model in the embedded engine on one of our chips, asked in DeepSeek-V4's chat format."""
+    """A model in the embedded engine on one of our chips, asked in its family's chat format."""
 
     parallel = 32
 
     def __init__(self, name: str, model: str, chip_name: str, how: Ask) -> None:
+        from ..chat import chat_format
         from ..checkpoint.digest import digest
         from ..chips import open_chip
         from ..serve.engine import Engine
@@ -94,8 +95,11 @@ class Local:
         self.name, self.how = name, how
         chip = open_chip(chip_name)
         network, tokenizer = open_model(model, chip)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._format = tokenizer, chat_format(
+            network.config.family, template=tokenizer.chat_template, specials=tokenizer.specials)
         self._identity = {"model": digest(network), "chip": chip.name, "tokenizer": tokenizer.digest}
+        if tokenizer.chat_template is not None:
+            self._identity["template"] = tokenizer.chat_template
         self._engine = Engine.start(network, chip, tokenizer)
 
     @property
@@ -103,15 +107,16 @@ class Local:
         return {**self._identity, "ask": asdict(self.how)}
 
     def ask(self, question: Question) -> Reply:
-        from ..chat import encode_messages, parse_completion
+        from ..chat import parse_completion
         from ..serve.request import Request, Sampling
 
-        prompt = encode_messages([{"role": "user", "content": question.prompt}], thinking=self.how.thinking)
+        prompt = self._format.encode([{"role": "user", "content": question.prompt}], thinking=self.how.thinking)
         ids = self._tokenizer.encode(prompt)
         started = time.perf_counter()
         sampling = Sampling(temperature=self.how.temperature or 0.0, max_tokens=self.how.max_tokens)
         outputs = list(self._engine.submit(Request(tuple(ids), sampling)))
-        text = parse_completion("".join(output.text for output in outputs), thinking=self.how.thinking).content
+        text = parse_completion("".join(output.text for output in outputs), thinking=self._format.reasons(prompt),
+                                syntax=self._format.syntax).content
         return Reply(text, len(ids), sum(output.token_id is not None for output in outputs),
                      time.perf_counter() - started, outputs[-1].finish_reason or "stop")
 

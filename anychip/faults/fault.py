@@ -9,8 +9,10 @@ from functools import partial
 from typing import Any
 
 from ..config import DeepseekV4Config, only
+from ..errors import NotSupported
 from ..model import Transformer
 from ..ops import COSTS, Ops
+from .inert import changes
 
 OpsPatch = Callable[[Ops], Callable[..., Any]]  # the chip's own ops -> the faulty function
 ModelPatch = Callable[[Transformer], None]  # changes a built and loaded model in place
@@ -40,6 +42,15 @@ class Fault:
         if self.model is not None:
             only(model.config, DeepseekV4Config, f"the planted fault {self.name}")
             self.model(model)
+
+    def check(self, model: Transformer, clean: Ops) -> None:
+        """Raise NotSupported where this fault of an op cannot show in a model: it calls no such op, or in another form.
+
+        `clean` are the ops without the fault. DeepSeek-V4 has all that the faults of ops are about.
+        """
+        if self.op is not None and model.config.family != "v4" and not changes(model, clean):
+            raise NotSupported(f"the planted fault {self.name} changes nothing in this {model.config.family} model "
+                               f"({self.text}): take one of a part that it has, or a DeepSeek-V4 model")
 
 
 class PatchedOps(Ops):

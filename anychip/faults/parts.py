@@ -5,6 +5,10 @@ from __future__ import annotations
 # Part -> what it is, in plain words.
 PARTS = {
     "window": "the sliding window: which rows a token sees",
+    "rows": "which rows of its sequence a token sees",
+    "cache": "the keys and values of earlier tokens, carried from pass to pass",
+    "attention_scale": "the scale of the attention scores",
+    "route_rule": "the router's rule: score, groups, normalisation",
     "visible": "which compressed entries a token may see",
     "angles": "the rotary angles of tokens",
     "entry_angles": "the rotary angles of compressed entries",

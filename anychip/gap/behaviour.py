@@ -43,19 +43,23 @@ def record_training(subject: Subject, chip: Chip, bundle: Bundle) -> None:
 
 
 def _train(subject: Subject, chip: Chip, seed: int) -> dict[str, Any]:
-    settings = subject.settings
-    batches = TokenBatches(subject.ids, settings.train_batch, settings.train_length, seed)
-    trainer = Trainer(subject.model(chip, trained=False, seed=seed), chip, batches,
-                      TrainSettings(steps=settings.train_steps, batch=settings.train_batch,
-                                    length=settings.train_length, seed=seed,
-                                    learning_rate=settings.learning_rate, warmup_steps=5, decay_from=0.0,
-                                    optimizer="adamw", balance_weight=0.0))
+    settings, trainer = subject.settings, trainer_of(subject, chip, seed)
     steps = [trainer.step()]
     norms = {name: float(p.grad.norm().cpu()) for name, p in trainer.model.named_parameters() if p.grad is not None}
     steps += [trainer.step() for _ in range(settings.train_steps - 1)]
     return {"seed": seed, "loss": [s.loss for s in steps], "grad_norm": [s.grad_norm for s in steps],
             "time_s": [s.time_s for s in steps], "tokens": steps[0].tokens, "grad_norms": norms,
             "router_load": _router_load(trainer)}
+
+
+def trainer_of(subject: Subject, chip: Chip, seed: int) -> Trainer:
+    """Return a trainer of the subject's model on a chip: seeded weights, the subject's text, a plain recipe."""
+    settings = subject.settings
+    batches = TokenBatches(subject.ids, settings.train_batch, settings.train_length, seed)
+    return Trainer(subject.model(chip, trained=False, seed=seed), chip, batches,
+                   TrainSettings(steps=settings.train_steps, batch=settings.train_batch, length=settings.train_length,
+                                 seed=seed, learning_rate=settings.learning_rate, warmup_steps=5, decay_from=0.0,
+                                 optimizer="adamw", balance_weight=0.0))
 
 
 def _router_load(trainer: Trainer) -> dict[str, list[float]]:

@@ -33,19 +33,23 @@ class Case:
 
 def op_cases(seed: int) -> list[Case]:
     """Return the cases, the same for a seed on every machine (torch's CPU generator)."""
-    draw = _Draw(seed)
+    draw = Draw(seed)
     return [*_products(draw), *_norms(draw), *_attention(draw), *_grouped_attention(draw), *_compressor(draw),
             *_indexer(draw), *_router(draw), *_swiglu(draw), *_hyper(draw), *_loss(draw)]
 
 
-class _Draw:
+class Draw:
+    """Random inputs from a seed, the same on every machine."""
+
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Normal values."""
         return torch.randn(*shape, generator=self._generator) * scale
 
     def integers(self, high: int, *shape: int) -> Tensor:
+        """Whole numbers from 0, below `high`."""
         return torch.randint(high, shape, generator=self._generator)
 
     def outliers(self, *shape: int, share: float = 0.02, size: float = 30.0) -> Tensor:
@@ -54,7 +58,7 @@ class _Draw:
         return self.normal(*shape) * torch.where(large, size, 1.0)
 
 
-def _products(draw: _Draw) -> list[Case]:
+def _products(draw: Draw) -> list[Case]:
     scale = 10.0 ** draw.normal(37, 1)
     return [
         Case("linear", "rows of very different size", (draw.normal(37, 200) * scale, draw.normal(56, 200))),
@@ -68,7 +72,7 @@ def _products(draw: _Draw) -> list[Case]:
     ]
 
 
-def _norms(draw: _Draw) -> list[Case]:
+def _norms(draw: Draw) -> list[Case]:
     x = draw.outliers(23, 64)
     x[:7] *= 1e-4  # the epsilon matters
     x[7] = 0.0
@@ -91,7 +95,7 @@ def _norms(draw: _Draw) -> list[Case]:
     ]
 
 
-def _attention(draw: _Draw) -> list[Case]:
+def _attention(draw: Draw) -> list[Case]:
     tokens, heads, channels = 40, 5, 48
     position = torch.arange(tokens)
     start = (position - 15).clamp_min(0)
@@ -116,7 +120,7 @@ def _attention(draw: _Draw) -> list[Case]:
     ]
 
 
-def _grouped_attention(draw: _Draw) -> list[Case]:
+def _grouped_attention(draw: Draw) -> list[Case]:
     start = torch.tensor([0] * 70 + [70] * 29)  # two samples, the first longer than a tile
     count = torch.arange(99) - start + 1
     causal = Ranges(start.int(), count.int(), int(count.sum()), 70)
@@ -131,7 +135,7 @@ def _grouped_attention(draw: _Draw) -> list[Case]:
     ]
 
 
-def _long_attention(draw: _Draw) -> Case:
+def _long_attention(draw: Draw) -> Case:
     """Counts from 1 to past 128 that end anywhere in a tile of 8 to 64 rows, of the window and of the entries."""
     position = torch.arange(150)
     start, seen = (position - 132).clamp_min(0), (position * 7 // 8).int()
@@ -141,7 +145,7 @@ def _long_attention(draw: _Draw) -> Case:
     return Case("attention", "runs of every length", (draw.normal(150, 2, 16), keys, draw.normal(2)))
 
 
-def _compressor(draw: _Draw) -> list[Case]:
+def _compressor(draw: Draw) -> list[Case]:
     first = torch.tensor([0, 4, 8, 21, 25]).int()
     previous = torch.tensor([-1, 0, 4, -1, 21]).int()  # a second sample begins at row 21
     gate = draw.outliers(37, 32, size=12.0)
@@ -151,7 +155,7 @@ def _compressor(draw: _Draw) -> list[Case]:
     ]
 
 
-def _indexer(draw: _Draw) -> list[Case]:
+def _indexer(draw: Draw) -> list[Case]:
     tokens, entries = 30, 50
     count = (torch.arange(tokens) * 50 // 29).int()
     visible = Ranges(torch.zeros_like(count), count, int(count.sum()), entries)
@@ -168,7 +172,7 @@ def _indexer(draw: _Draw) -> list[Case]:
     ]
 
 
-def _router(draw: _Draw) -> list[Case]:
+def _router(draw: Draw) -> list[Case]:
     x, weight = draw.normal(33, 40), draw.normal(12, 40, scale=0.5)
     fixed = draw.integers(12, 33, 1)
     ids = torch.cat((fixed, (fixed + 5) % 12), 1)
@@ -183,7 +187,7 @@ def _router(draw: _Draw) -> list[Case]:
     ]
 
 
-def _swiglu(draw: _Draw) -> list[Case]:
+def _swiglu(draw: Draw) -> list[Case]:
     x = draw.outliers(31, 48, size=15.0)  # gates and ups pass the clamp on both sides
     banks = draw.normal(6, 2 * 24, 48, scale=0.8), draw.normal(6, 48, 24, scale=0.3)
     ids = draw.integers(5, 31, 2)
@@ -200,7 +204,7 @@ def _swiglu(draw: _Draw) -> list[Case]:
     ]
 
 
-def _hyper(draw: _Draw) -> list[Case]:
+def _hyper(draw: Draw) -> list[Case]:
     n, d, tokens = 4, 32, 19
     streams = draw.outliers(tokens, n, d)
     streams[:4] *= 1e-4  # the norm's epsilon matters
@@ -217,7 +221,7 @@ def _hyper(draw: _Draw) -> list[Case]:
     ]
 
 
-def _loss(draw: _Draw) -> list[Case]:
+def _loss(draw: Draw) -> list[Case]:
     target = draw.integers(101, 27)
     target[3], target[11] = -1, -1
     return [Case("cross_entropy", "targets to ignore, large logits",

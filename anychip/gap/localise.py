@@ -16,11 +16,15 @@ _PARTS = {
     ("norm_rope", "cos_TR"): "angles", ("norm_rope", "sin_TR"): "angles",
     ("compress", "previous_E"): "overlap", ("compress", "first_E"): "compressor_windows",
     ("compress", "value_NW"): "compressor_state", ("compress", "gate_NW"): "compressor_state",
-    ("route", "ids_TK"): "hash_table", ("experts", "weight_TK"): "routing_scale",
+    ("grouped_attention", "ranges."): "rows", ("attention", "keys.compressed_MC"): "cache",
+    ("grouped_attention", "key_NGC"): "cache", ("grouped_attention", "value_NGV"): "cache",
+    ("grouped_attention", "scale"): "attention_scale", ("attention", "scale"): "attention_scale",
+    ("route", "rule"): "route_rule", ("route", "ids_TK"): "hash_table", ("experts", "weight_TK"): "routing_scale",
     ("experts", "limit"): "swiglu_limit", ("mlp", "limit"): "swiglu_limit",
 }
 _WEIGHTS = {"linear": ("weight_OI",), "grouped_linear": ("weight_PI",), "embed": ("weight_Vd",),
-            "rms_norm": ("weight_C",), "norm_rope": ("weight_C",), "attention": ("sink_H",), "compress": ("ape_mW",),
+            "layer_norm": ("weight_C", "bias_C"), "rms_norm": ("weight_C",), "norm_rope": ("weight_C",),
+            "attention": ("sink_H",), "compress": ("ape_mW",),
             "route": ("weight_Ed", "bias_E"), "mlp": ("w1_Fd", "w3_Fd", "w2_dF"), "experts": ("banks",),
             "hc_pre": ("weights",), "hc_head": ("weights",), "cross_entropy": ("head_Vd",)}
 

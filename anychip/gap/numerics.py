@@ -46,7 +46,7 @@ def record_layers(subject: Subject, chip: Chip, bundle: Bundle) -> None:
     def watch(event: Event, arguments: tuple[object, ...], result: object) -> None:
         nonlocal calls
         calls += 1
-        if event.op == "embed" or (event.op == "hc_post" and event.layer.endswith(".ffn")):
+        if event.op == "embed" or (event.op in ("hc_post", "add") and event.layer.endswith(".ffn")):
             assert isinstance(result, Tensor)
             names.append(event.layer.removesuffix(".ffn"))
             bundle.tensors[f"layers/{names[-1]}"] = sample(result.cpu().flatten())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..chips import Chip
+from ..config import ModelConfig
 from ..ops import Ops
 from ..ops.attention import range_rows
 from ..ops.experts import V4_RULE, choice_scores, router_scores
@@ -24,6 +25,7 @@ from ..ops.index import index_scores
 from ..ops.trees import map_tensors
 from .cases import Case, op_cases
 from .golden import InDouble, golden, to_double
+from .more_cases import hard_cases
 
 CHOICES = frozenset({"index_topk", "route"})
 # Unit roundoff of the format that a chip of this precision stores activations in: half a unit in the last place.
@@ -34,16 +36,17 @@ _TIE = 1e-5  # scores that differ by less, against the largest, are a tie in fp3
 _NO_GRADIENT = frozenset({"cos_TR", "sin_TR", "bias_E"})  # tables and what only steers a choice
 
 
-def record_op_level(chip: Chip, seed: int, ops: Collection[str] | None = None, *,
-                    backward: bool = True) -> list[dict[str, Any]]:
+def record_op_level(chip: Chip, seed: int, ops: Collection[str] | None = None, *, backward: bool = True,
+                    config: ModelConfig | None = None) -> list[dict[str, Any]]:
     """Return one row a case and direction: op, case, direction, the output or gradient that is worst, its relative rms
     error, and `floor`: what rounding the case's inputs to the chip's storage format does to that very figure.
 
     The floor is the case's condition, measured in float64 on inputs moved by half a unit in the last place at random:
-    the largest of a few draws. `ops`: those to judge; None: all.
+    the largest of a few draws. `ops`: those to judge; None: all. `config`: the model whose ops' forms are judged; None:
+    DeepSeek-V4's.
     """
     rows, judge = [], _Judge(chip.ops(), chip.device, ROUNDOFF[chip.precision])
-    for case in op_cases(seed):
+    for case in op_cases(seed) if config is None else hard_cases(seed, config):
         if ops is not None and case.op not in ops:
             continue
         rows.append(judge.forward(case))

@@ -85,7 +85,7 @@ class Reference:
 
 def record_hard_cases(subject: Subject, chip: Chip, bundle: Bundle) -> None:
     """Every op on hard inputs against its float64 golden; seeded by the subject's seed."""
-    bundle.tables["hard_cases"] = record_op_level(chip, subject.settings.seed)
+    bundle.tables["hard_cases"] = record_op_level(chip, subject.settings.seed, config=subject.config)
 
 
 def record_guided(reference: Reference, chip: Chip, bundle: Bundle) -> None:

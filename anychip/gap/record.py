@@ -17,7 +17,9 @@ from .quality import record_quality
 from .speed import record_speed
 from .subject import Subject
 
-PUBLISHED = "v4-flash"  # the model whose times are simulated
+# Family -> the published model of it whose times are simulated.
+PUBLISHED = {"v4": "v4-flash", "v3": "deepseek-v3", "v32": "deepseek-v3.2", "glm5": "glm-5.1",
+             "qwen3-moe": "qwen3-30b-a3b", "qwen3": "qwen3-8b"}
 # Level -> the sections that record it.
 LEVELS = {"op": ("hard cases", "ops"), "layer": ("guided runs", "layers"), "model": ("model", "noise", "generation"),
           "train": ("training",), "quality": ("quality",), "speed": ("speed",)}
@@ -45,7 +47,7 @@ def sections(reference: Reference, chip: Chip, bundle: Bundle) -> Iterator[tuple
     yield "generation", lambda: record_generation(subject, chip, bundle)
     yield "training", lambda: record_training(subject, chip, bundle)
     yield "quality", lambda: record_quality(subject, chip, bundle)
-    yield "speed", lambda: record_speed(PUBLISHED, subject, chip, bundle)
+    yield "speed", lambda: record_speed(PUBLISHED[subject.config.family], subject, chip, bundle)
 
 
 def record(subject: Subject | Reference, chip: Chip, progress: Callable[[str], None] = lambda name: None,
@@ -60,8 +62,8 @@ def record(subject: Subject | Reference, chip: Chip, progress: Callable[[str], N
         "chip": chip.name, "description": chip.description, "precision": chip.precision,
         "numerics": chip.numerics.value, "timing": chip.timing.value, "versions": chip.versions(),
         "anychip": __version__, "model": subject.name, "digests": subject.digests(),
-        "settings": asdict(subject.settings), "text": subject.text,
-        "levels": list(levels),
+        "settings": asdict(subject.settings), "text": subject.text, "trained": subject.trained,
+        "parameters": sum(tensor.numel() for tensor in subject.weights.values()), "levels": list(levels),
     })
     wanted = {section for level in levels for section in LEVELS[level]}
     for name, run in sections(reference, chip, bundle):

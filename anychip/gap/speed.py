@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -18,15 +18,15 @@ from ..chips import Chip
 from ..chips.facts import ChipFacts
 from ..config import ModelConfig, load_config
 from ..config.specs import Mixture
-from ..model import Layout, State, Transformer, count_parameters
+from ..model import Layout, State, count_parameters
 from ..ops.recorded import RecordedOps
-from ..ops.shapes import ShapeOps
+from ..plan.cost import price_of
 from ..record import Event, Kind, Recorder
 from .bundle import Bundle
+from .meta_calls import TRAIN_LENGTH, TRAIN_SEQUENCES, Calls, decode_calls, prefill_calls, train_calls
 from .shortfall import grouped
 from .subject import Subject
 
-TRAIN_SEQUENCES, TRAIN_LENGTH = 16, 4096
 DECODE_CONTEXTS = (4096, 131072)
 
 
@@ -34,15 +34,20 @@ def record_speed(published: str, subject: Subject, chip: Chip, bundle: Bundle) -
     """Put simulated train-step and decode times of the published model, by op and shape, and memory needs into the
     bundle; on a real chip also the measured times of the subject's own ops, in one pass and in a decoded token."""
     config = load_config(published)
-    tables: dict[str, Any] = {"model": published, "facts": None, "train": None, "decode": [], "measured": None,
-                              "memory": memory_needs(config, chip)}
+    tables: dict[str, Any] = {
+        **dict.fromkeys(("facts", "train", "prefill", "measured", "own", "price")), "model": published, "decode": [],
+        "memory": memory_needs(config, chip)}
     limits = chip.limits()
     if limits is not None:
         calls = _published_calls(published)
         train, *decode = [chip.simulate(*one) for one in calls]
+        forward = [e for e in train if not e.op.endswith(" backward") and e.op != "cross_entropy"]
         tables["train"] = _summary(train, TRAIN_SEQUENCES * TRAIN_LENGTH, limits, chip.precision)
+        tables["prefill"] = {"tokens": TRAIN_SEQUENCES * TRAIN_LENGTH, "time_s": sum(e.time_s or 0.0 for e in forward)}
         tables["decode"] = [{"context": context, **_summary(events, 1, limits, chip.precision)}
                             for context, events in zip(DECODE_CONTEXTS, decode, strict=True)]
+        price = price_of(limits)
+        tables["own"], tables["price"] = _own_times(subject, chip), None if price is None else asdict(price)
         tables["facts"] = {"name": limits.name, "device": limits.device, "guesses": list(limits.guesses),
                            "ops": chip.sources(), "times": _sources([*train, *(e for row in decode for e in row)])}
         if chip.timing is Kind.MEASURED:
@@ -56,6 +61,18 @@ def _published_calls(published: str) -> tuple[Calls, ...]:
     """The calls of a training step and of the decode steps: the same whatever the chip."""
     config = load_config(published)
     return train_calls(config), *(decode_calls(config, context) for context in DECODE_CONTEXTS)
+
+
+def _own_times(subject: Subject, chip: Chip) -> dict[str, Any]:
+    """Simulated seconds of the subject's own prefill, decoded token and training step, at the sizes that are timed
+    where the chip is here (see `matrix.timing`)."""
+    settings, config = subject.settings, subject.config
+    steps = {"prefill": (prefill_calls(config, settings.probe_tokens), settings.probe_tokens),
+             "decode": (decode_calls(config, settings.probe_tokens), 1),
+             "training": (train_calls(config, settings.train_batch, settings.train_length),
+                          settings.train_batch * settings.train_length)}
+    return {name: {"tokens": tokens, "time_s": sum(event.time_s or 0.0 for event in chip.simulate(*calls))}
+            for name, (calls, tokens) in steps.items()}
 
 
 def _measured(subject: Subject, chip: Chip) -> Iterator[tuple[str, list[Event], int]]:
@@ -73,45 +90,6 @@ def _measured(subject: Subject, chip: Chip) -> Iterator[tuple[str, list[Event], 
                 model.logits(model(probe[:1], Layout((len(probe),), (1,)), state).hidden_Td)
         if name != "warm-up":
             yield name, recorder.events, 1 if name == "decode" else len(probe)
-
-
-Calls = tuple[list[Event], list[tuple[Any, ...]]]  # events, and the arguments of each: positional ones, then named
-
-
-def train_calls(config: ModelConfig, sequences: int = TRAIN_SEQUENCES, length: int = TRAIN_LENGTH) -> Calls:
-    """Return the calls of a forward and backward pass over `sequences` of `length` tokens, loss included."""
-    calls, model = _recorded(config)
-    ids = torch.empty(sequences * length, dtype=torch.int64, device="meta")
-    with torch.no_grad():
-        hidden = model(ids, Layout.whole([length] * sequences))
-        model.ops.at("head").cross_entropy(hidden.hidden_Td, model.head.weight, ids)
-    events, arguments = calls
-    backward = [replace(e, op=f"{e.op} backward", flops=2 * e.flops, bytes=2 * e.bytes) for e in events]
-    return events + backward, arguments * 2
-
-
-def decode_calls(config: ModelConfig, context: int) -> Calls:
-    """Return the calls of one decoded token of one sequence after `context` tokens, logits included."""
-    calls, model = _recorded(config)
-    state = State(config, context + 1, chunk=1, device="meta", dtype=torch.bfloat16)
-    state.assume(context)
-    with torch.no_grad():
-        hidden = model(torch.empty(1, dtype=torch.int64, device="meta"), Layout((context,), (1,)), state)
-        model.ops.at("head").linear(hidden.hidden_Td, model.head.weight)
-    return calls
-
-
-def _recorded(config: ModelConfig) -> tuple[Calls, Transformer]:
-    """A model on the meta device, and the calls that its ops will have had."""
-    calls: Calls = ([], [])
-
-    def keep(event: Event, arguments: tuple[Any, ...], result: object) -> None:
-        calls[0].append(event)
-        calls[1].append(arguments)
-
-    with torch.device("meta"):
-        model = Transformer(config, RecordedOps(ShapeOps(), Recorder(watch=keep), Kind.SIMULATED))
-    return calls, model.to(torch.bfloat16)
 
 
 def _sources(events: Sequence[Event]) -> dict[str, str]:

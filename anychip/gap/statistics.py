@@ -69,6 +69,27 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
     return Test(interval, float(2 * special.stdtr(len(delta) - 1, -abs(t))))
 
 
+def ratio_of_positive(a: np.ndarray, b: np.ndarray, *, paired: bool) -> Interval:
+    """Return b over a of positive values (rates, times): the ratio of geometric means, with Student's interval.
+
+    `paired`: value i of both was taken in one round, so that what slows a whole machine leaves the ratio alone;
+    otherwise the two sides are independent (Welch's degrees of freedom). NaN ends where one side has one value.
+    """
+    x, y = np.log(np.asarray(a, float)), np.log(np.asarray(b, float))
+    if paired:
+        found = mean(y - x)
+        return Interval(*(math.exp(end) for end in (found.value, found.low, found.high)))
+    value = math.exp(y.mean() - x.mean())
+    if min(len(x), len(y)) < 2:
+        return Interval(value, math.nan, math.nan)
+    parts = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
+    if not sum(parts):
+        return Interval(value, value, value)
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1))
+    factor = math.exp(float(special.stdtrit(freedom, 0.5 + LEVEL / 2)) * math.sqrt(sum(parts)))
+    return Interval(value, value / factor, value * factor)
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Return p values adjusted for how many there are (Holm 1979): reject those below a level and at most that share
     of families is accused of anything wrongly. NaN (no test) stays and counts for nothing.

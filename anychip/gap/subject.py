@@ -46,6 +46,7 @@ class Subject:
     prompts: tuple[str, ...]
     settings: Settings
     text: str | None = None  # the file that `ids` came from; None: the shipped text
+    trained: bool = True  # False: the weights are random, and nothing that the model says means anything
 
     def model(self, chip: Chip, *, trained: bool = True, seed: int = 0) -> Transformer:
         """Return the model on a chip: with the subject's weights, or (not `trained`) initialised from `seed`."""

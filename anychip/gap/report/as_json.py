@@ -31,7 +31,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "chips": {"a": comparison.about_a, "b": comparison.about_b},
         "command": command(comparison),
         "headline": headline(comparison),
-        "verdict": [_verdict(line) for line in verdicts(comparison)],
+        "verdict": [verdict_json(line) for line in verdicts(comparison)],
         "explained": {"format": coarser_format(comparison), "value": comparison.explained,
                       "layers": comparison.explained_layers},
         "departs": {"op": comparison.departs_op, "layer": comparison.departs_layer},
@@ -51,8 +51,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "steps": [_step(step) for step in comparison.steps],
         "limits": dict(zip("ab", comparison.limits, strict=True)),
     }
-    strict: dict[str, Any] = _strict(document)
-    return strict
+    found: dict[str, Any] = strict(document)
+    return found
 
 
 def _losses(comparison: Comparison) -> dict[str, Any] | None:
@@ -64,40 +64,42 @@ def _losses(comparison: Comparison) -> dict[str, Any] | None:
             for side, about, values in zip("ab", abouts, comparison.train.losses, strict=True)}
 
 
-def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:
+def quantity_json(quantity: Quantity | None) -> dict[str, Any] | None:
+    """Return {value, unit, kind, low, high}; None for None."""
     if quantity is None:
         return None
     return {field.name: getattr(quantity, field.name) for field in fields(quantity)} | {"kind": quantity.kind.value}
 
 
 def _rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [{"name": row.name, "a": _quantity(row.a), "b": _quantity(row.b), "gap": _quantity(row.gap),
+    return [{"name": row.name, "a": quantity_json(row.a), "b": quantity_json(row.b), "gap": quantity_json(row.gap),
              "note": row.note} for row in rows]
 
 
-def _verdict(line: Verdict) -> dict[str, Any]:
+def verdict_json(line: Verdict) -> dict[str, Any]:
+    """Return one line of a verdict, its sentence and the quantities in it."""
     return {"mark": line.mark.value, "about": line.about, "text": line.text(),
-            "quantities": [_quantity(part) for part in line.parts if isinstance(part, Quantity)]}
+            "quantities": [quantity_json(part) for part in line.parts if isinstance(part, Quantity)]}
 
 
 def _costliest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"op": row["op"], "shape": row["shape"], "calls": row["calls"], "source": row.get("source", "roofline"),
-             "time": _quantity(Quantity(row["time_s"], "s", Kind.SIMULATED)),
-             "share": _quantity(Quantity(100 * row["share"], "%", Kind.SIMULATED))} for row in rows]
+             "time": quantity_json(Quantity(row["time_s"], "s", Kind.SIMULATED)),
+             "share": quantity_json(Quantity(100 * row["share"], "%", Kind.SIMULATED))} for row in rows]
 
 
 def _step(step: Step) -> dict[str, Any]:
-    return {"name": step.name, "kind": step.kind.value, "reached": _quantity(step.reached), "ops": step.ops,
+    return {"name": step.name, "kind": step.kind.value, "reached": quantity_json(step.reached), "ops": step.ops,
             "causes": [{"kind": cause.kind, "text": cause.text,
-                        "lost": _quantity(Quantity(cause.lost_s, "s", step.kind))} for cause in step.causes]}
+                        "lost": quantity_json(Quantity(cause.lost_s, "s", step.kind))} for cause in step.causes]}
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """Copy nested values; numbers that JSON lacks become their names."""
     if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

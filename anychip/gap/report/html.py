@@ -46,11 +46,15 @@ def write_html(comparison: Comparison, path: str | Path) -> None:
 
 def render(comparison: Comparison) -> str:
     """Return the report's page."""
+    return page_environment().get_template("report.html.j2").render(_page(comparison))
+
+
+def page_environment() -> jinja2.Environment:
+    """Return the environment of the report's templates: everything is escaped, an unknown name is an error."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(visible=visible, number=number, quantity=quantity)
-    template = environment.get_template("report.html.j2")
-    return template.render(_page(comparison))
+    return environment
 
 
 def quantity(value: Quantity | None, unit: str | None = None) -> Markup:

@@ -14,6 +14,7 @@ from rich.text import Text
 from ...record import Kind, Quantity
 from ..compare import Comparison
 from ..row import Row
+from .marks import Verdict
 from .verdict import beyond, headline, verdicts
 from .words import (
     MEANINGS,
@@ -47,36 +48,36 @@ def print_report(comparison: Comparison, console: Console) -> None:
 
 
 def _ops(comparison: Comparison, console: Console) -> None:
-    _section(console, "Ops on equal inputs", "relative rms differences, largest over an op's calls: each chip from the "
+    section(console, "Ops on equal inputs", "relative rms differences, largest over an op's calls: each chip from the "
              "fp32 definition, and B from A")
     console.print(_rows_table(comparison.ops, ("A off by", "B off by", "B from A"), console))
 
 
 def _layers(comparison: Comparison, console: Console) -> None:
-    _section(console, "Layers, each chip on its own", "relative rms difference of the residual streams; a full bar is "
+    section(console, "Layers, each chip on its own", "relative rms difference of the residual streams; a full bar is "
              f"{number(_full_bar(comparison))}")
     console.print(_layers_table(comparison, console))
 
 
 def _model(comparison: Comparison, console: Console) -> None:
-    _section(console, "Model", "teacher-forced on real text; KL has A first; brackets hold 95 %")
+    section(console, "Model", "teacher-forced on real text; KL has A first; brackets hold 95 %")
     console.print(_rows_table(comparison.model, ("A", "B", "B less A"), console))
-    _section(console, "Noise", "how far each chip's output moves from itself: mean KL")
+    section(console, "Noise", "how far each chip's output moves from itself: mean KL")
     console.print(_rows_table(comparison.noise, ("A", "B"), console))
 
 
 def _training(comparison: Comparison, console: Console) -> None:
-    _section(console, "Training", "same seeded weights, same batches")
+    section(console, "Training", "same seeded weights, same batches")
     console.print(_rows_table(comparison.training, ("A", "B", "B less A"), console))
 
 
 def _speed(comparison: Comparison, console: Console) -> None:
-    _section(console, "Speed", "(sim): a model of time; (meas): timed on the chip")
+    section(console, "Speed", "(sim): a model of time; (meas): timed on the chip")
     console.print(_rows_table(comparison.speed, ("A", "B", "B / A"), console))
 
 
 def _memory(comparison: Comparison, console: Console) -> None:
-    _section(console, "Memory", "one chip, all weights in its memory")
+    section(console, "Memory", "one chip, all weights in its memory")
     console.print(_rows_table(comparison.memory, ("A", "B"), console))
 
 
@@ -92,6 +93,11 @@ def _header(comparison: Comparison, console: Console) -> None:
         table.add_row(Text(letter, "bold"), Text(visible(str(about["chip"])), "bold"), Text(visible(said)),
                       Text(role, "dim"))
     console.print(table)
+    print_kinds(console)
+
+
+def print_kinds(console: Console) -> None:
+    """Print what the tags behind numbers mean."""
     meanings = "; ".join(f"({TAGS[kind]}) {kind.value}, {MEANINGS[kind]}" for kind in Kind)
     console.print(Text("kinds: ").append(meanings, "dim"))
 
@@ -99,17 +105,23 @@ def _header(comparison: Comparison, console: Console) -> None:
 def _verdict(comparison: Comparison, console: Console) -> None:
     console.print()
     console.print(Text(visible(headline(comparison)), "bold"))
+    console.print(verdict_table(verdicts(comparison)))
+
+
+def verdict_table(lines: Sequence[Verdict]) -> Table:
+    """Return a verdict's lines: mark, what they are about, and the sentence."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for line in verdicts(comparison):
-        table.add_row(Text(line.mark.value, _STYLES[line.mark.value]), Text(line.about, "bold"),
+    for line in lines:
+        table.add_row(Text(line.mark.value, STYLES[line.mark.value]), Text(line.about, "bold"),
                       Text(visible(line.text())))
-    console.print(table)
+    return table
 
 
-_STYLES = {"same": "green", "within noise": "green", "real gap": "yellow", "fact": "", "unknown": "dim"}
+STYLES = {"same": "green", "within noise": "green", "real gap": "yellow", "fact": "", "unknown": "dim"}
 
 
-def _section(console: Console, title: str, note: str) -> None:
+def section(console: Console, title: str, note: str) -> None:
+    """Print a section's title, and what it shows."""
     console.print()
     console.print(Text(title, "bold").append(f"  {note}" if note else "", "not bold dim"))
 
@@ -118,7 +130,7 @@ def _rows_table(rows: Sequence[Row], columns: Sequence[str], console: Console) -
     """A table of rows: name with unit, A, B, their gap where a third column is named, and the note beside or below."""
     noted = any(row_note(row) for row in rows)
     wide = noted and console.width >= WIDE
-    table = _table("", *columns)
+    table = table_of("", *columns)
     if wide:
         table.add_column("")
     for row in rows:
@@ -126,16 +138,16 @@ def _rows_table(rows: Sequence[Row], columns: Sequence[str], console: Console) -
         name = Text(visible(row.name)).append(f", {unit}" if unit and unit not in row.name else "", "dim")
         if note and not wide:
             name.append(f"\n{note}", "dim")
-        cells = [_cell(value, unit) for value in (row.a, row.b, row.gap)[: len(columns)]]
+        cells = [cell_of(value, unit) for value in (row.a, row.b, row.gap)[: len(columns)]]
         table.add_row(name, *cells, *([Text(note, "dim")] if wide else []))
     return table
 
 
 def _layers_table(comparison: Comparison, console: Console) -> Table:
-    table = _table("layer", "B from A", "", f"bound of {coarser_format(comparison)}")
+    table = table_of("layer", "B from A", "", f"bound of {coarser_format(comparison)}")
     for row in comparison.layers:
         mark = "beyond" if beyond(row, comparison.explained_layers) else "within"
-        table.add_row(Text(visible(row.name)), _cell(row.gap), Text(_bar(row.gap, _full_bar(comparison), console)),
+        table.add_row(Text(visible(row.name)), cell_of(row.gap), Text(_bar(row.gap, _full_bar(comparison), console)),
                       Text(mark))
     table.columns[2].justify = "left"
     return table
@@ -167,24 +179,24 @@ def _costliest(comparison: Comparison, console: Console) -> None:
     for what, pair in (("training step", comparison.costliest),
                        ("decode step at the longest context", comparison.costliest_decode)):
         for name, rows in zip(chip_names(comparison), pair, strict=True):
-            _section(console, f"Costliest ops of a {what}: {visible(name)}", "" if rows else "unknown")
+            section(console, f"Costliest ops of a {what}: {visible(name)}", "" if rows else "unknown")
             if rows:
                 console.print(_costliest_table(rows))
 
 
 def _costliest_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _table("op", "shape", "calls", "time", "share")
+    table = table_of("op", "shape", "calls", "time", "share")
     for row in rows:
         table.add_row(Text(visible(row["op"])), Text(visible(row["shape"]), "dim"), Text(number(row["calls"])),
-                      _cell(seconds(row["time_s"], Kind.SIMULATED)),
-                      _cell(Quantity(100 * row["share"], "%", Kind.SIMULATED)))
+                      cell_of(seconds(row["time_s"], Kind.SIMULATED)),
+                      cell_of(Quantity(100 * row["share"], "%", Kind.SIMULATED)))
     table.columns[1].justify, table.columns[1].no_wrap = "left", True
     return table
 
 
 def _generation(comparison: Comparison, console: Console) -> None:
     a, b = chip_names(comparison)
-    _section(console, "Generated text", "greedy; shortened")
+    section(console, "Generated text", "greedy; shortened")
     for row in comparison.generation:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
         table.add_row(Text("prompt", "dim"), Text(_short(row["prompt"])))
@@ -199,7 +211,8 @@ def _short(text: str) -> str:
     return shown if len(shown) <= TEXT_CHARACTERS else shown[:TEXT_CHARACTERS] + " ..."
 
 
-def _table(first: str, *others: str) -> Table:
+def table_of(first: str, *others: str) -> Table:
+    """Return an empty table of names and numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(first)
     for name in others:
@@ -207,7 +220,7 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _cell(quantity: Quantity | None, unit: str | None = None) -> Text:
+def cell_of(quantity: Quantity | None, unit: str | None = None) -> Text:
     """A number with its kind, its unit unless the row says it, and its interval on a second line."""
     if quantity is None:
         return Text("")

@@ -16,6 +16,8 @@ from .marks import Mark, Verdict
 from .training import training_verdicts
 from .words import TAGS, coarser_format, number, row_unit
 
+UNTRAINED = ("random, not trained: what the model says and answers means nothing; ops, layers, distributions, training "
+             "and speed hold")
 RESOLUTION = 1e-6  # nats a token: what float32 log-probabilities of about -10 can tell apart
 FORMAT_FACTOR = 2  # a chip may round twice as often as the emulation, which rounds what ops read and write
 
@@ -40,12 +42,18 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
     lines: dict[str, list[Callable[[Comparison], Verdict | list[Verdict]]]] = {
         "op": [_ops], "layer": [_layers], "model": [_model, _generation], "train": [training_verdicts],
         "quality": [_quality], "speed": [_speed, _shortfall, _memory]}
-    found = [_faults(comparison)] if {"op", "layer"} & set(comparison.levels) else []
+    found = [] if trained(comparison) else [Verdict(Mark.FACT, "weights", (UNTRAINED,))]
+    found += [_faults(comparison)] if {"op", "layer"} & set(comparison.levels) else []
     for level in comparison.levels:
         for line in lines[level]:
             told = line(comparison)
             found += told if isinstance(told, list) else [told]
     return found
+
+
+def trained(comparison: Comparison) -> bool:
+    """Tell whether the weights are a trained model's, not random ones."""
+    return bool(comparison.about_a.get("trained", True))
 
 
 def beyond(row: Row, bound: float) -> bool:
@@ -150,6 +158,8 @@ def _quality(comparison: Comparison) -> Verdict:
     """The same questions on both; no verdict of equality where so few cannot show the difference that is asked for."""
     q, kind = comparison.quality, comparison.kind
     assert q is not None
+    if not trained(comparison):
+        return Verdict(Mark.UNKNOWN, "quality", (f"{q.num} questions: random weights answer by chance",))
     d = q.test.difference
     points = Quantity(100 * d.value, "points", kind, 100 * d.low, 100 * d.high)
     a, b = (Quantity(100 * share, "%", Kind(about["numerics"]))
