@@ -135,7 +135,8 @@ class PagedBatch:
     """New tokens of several sequences, one sequence after the other, and where their state lies.
 
     `ids` [T]; `starts`, `lengths`, `slots` [S]: tokens cached, new tokens, and slot of each sequence; `tables` int32
-    [S, B]: its blocks in order, for all positions up to the last new one; `wanted` [R]: tokens whose logits are wanted.
+    [S, B]: its blocks in order, for all positions up to the last new one; `wanted` [R]: tokens whose logits are wanted,
+    of the first `vocab` ids (None: all).
     """
 
     ids: Integers
@@ -144,19 +145,22 @@ class PagedBatch:
     slots: Integers
     tables: NDArray[np.int32]
     wanted: Integers
+    vocab: int | None = None
 
     def __post_init__(self) -> None:
-        problems = []
-        if len(self.ids) != self.lengths.sum() or not len(self.ids):
-            problems.append(f"{len(self.ids)} ids for sequences of {self.lengths.tolist()} new tokens")
-        if len(set(self.slots.tolist())) != len(self.slots):
-            problems.append(f"slots {self.slots.tolist()} are not one a sequence")
-        if (self.lengths < 1).any() or (self.starts < 0).any():
-            problems.append(f"lengths {self.lengths.tolist()} must be 1 or more, starts {self.starts.tolist()} 0 on")
-        ends = self.starts + self.lengths
-        if self.tables.shape[0] != len(self.slots) or ((ends - 1) // BLOCK >= self.tables.shape[1]).any():
-            problems.append(f"tables of {self.tables.shape} blocks do not reach the tokens {ends.tolist()}")
-        if len(self.wanted) and not 0 <= self.wanted.min() <= self.wanted.max() < len(self.ids):
-            problems.append(f"wanted rows {self.wanted.tolist()} lie outside the {len(self.ids)} tokens")
+        # lists: a pass of one token may take less time than these checks would on arrays
+        starts, lengths, slots, wanted = (a.tolist() for a in (self.starts, self.lengths, self.slots, self.wanted))
+        problems, tokens = [], len(self.ids)
+        if tokens != sum(lengths) or not tokens:
+            problems.append(f"{tokens} ids for sequences of {lengths} new tokens")
+        if len(set(slots)) != len(slots):
+            problems.append(f"slots {slots} are not one a sequence")
+        if min(lengths) < 1 or min(starts) < 0:
+            problems.append(f"lengths {lengths} must be 1 or more, starts {starts} 0 on")
+        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+        if self.tables.shape[0] != len(slots) or (max(ends) - 1) // BLOCK >= self.tables.shape[1]:
+            problems.append(f"tables of {self.tables.shape} blocks do not reach the tokens {ends}")
+        if wanted and not 0 <= min(wanted) <= max(wanted) < tokens:
+            problems.append(f"wanted rows {wanted} lie outside the {tokens} tokens")
         if problems:
             raise InputError("this batch cannot be run: " + "; ".join(problems))

@@ -28,28 +28,33 @@ class PassResult(NamedTuple):
     streams_Tnd: Tensor
 
 
-@torch.inference_mode()
 def run_pass(model: Transformer, cache: PagedCache, batch: PagedBatch) -> PassResult:
     """Run the batch's tokens and leave their state in the cache."""
     if (done := model.ops.batch_pass(model, cache, batch, None)) is not None:
         return PassResult(*done)
-    ids = torch.from_numpy(batch.ids).to(cache.device)
-    hidden = model(ids, _layout(batch), PagedState(cache, batch))
-    wanted = torch.from_numpy(batch.wanted).to(cache.device)
-    return PassResult(model.logits(hidden.hidden_Td[wanted]), hidden.streams_Tnd)
+    with torch.inference_mode():
+        hidden = model(_ids(cache, batch), _layout(batch), PagedState(cache, batch))
+        return PassResult(_logits(model, cache, batch, hidden.hidden_Td), hidden.streams_Tnd)
 
 
-@torch.inference_mode()
 def run_draft(model: Transformer, cache: PagedCache, batch: PagedBatch, streams_Tnd: Tensor) -> Tensor:
     """Run the MTP block on tokens whose `streams_Tnd` (overwritten) `run_pass` gave; `batch.ids` are the tokens after
     them. Returns the wanted tokens' logits [R, V] for the token after that."""
     if (done := model.ops.batch_pass(model, cache, batch, streams_Tnd)) is not None:
         return done[0]
-    ids, layout, state = torch.from_numpy(batch.ids).to(cache.device), _layout(batch), PagedState(cache, batch)
-    plan = Plan(model.config, layout, state, cache.device)
-    embed = model.ops.at("mtp.0").embed(ids, model.embed.weight)
-    hidden = model.mtp[0].predict(streams_Tnd, embed, ids, plan, model.ops)  # type: ignore[union-attr,operator]
-    return model.logits(hidden[torch.from_numpy(batch.wanted).to(cache.device)])
+    with torch.inference_mode():
+        ids, plan = _ids(cache, batch), Plan(model.config, _layout(batch), PagedState(cache, batch), cache.device)
+        embed = model.ops.at("mtp.0").embed(ids, model.embed.weight)
+        hidden = model.mtp[0].predict(streams_Tnd, embed, ids, plan, model.ops)  # type: ignore[union-attr,operator]
+        return _logits(model, cache, batch, hidden)
+
+
+def _ids(cache: PagedCache, batch: PagedBatch) -> Tensor:
+    return torch.from_numpy(batch.ids).to(cache.device)
+
+
+def _logits(model: Transformer, cache: PagedCache, batch: PagedBatch, hidden_Td: Tensor) -> Tensor:
+    return model.logits(hidden_Td[torch.from_numpy(batch.wanted).to(cache.device)])[:, : batch.vocab]
 
 
 def _layout(batch: PagedBatch) -> Layout:

@@ -12,6 +12,7 @@ from ..text.tokenizer import Tokenizer
 from .request import Busy, EngineError, Request
 from .settings import EngineSettings, EngineStats
 from .stream import Stream
+from .structured import Matcher
 from .worker import Worker
 
 
@@ -23,7 +24,7 @@ class Engine:
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._changed = worker, threading.Condition()
-        self._new: list[tuple[Request, Stream]] = []
+        self._new: list[tuple[Request, Stream, Matcher | None]] = []
         self._streams: dict[str, Stream] = {}
         self._aborted: set[str] = set()
         self._closing = self._stopping = False
@@ -61,12 +62,12 @@ class Engine:
         cannot be compiled, an id in flight), Busy where the queue is full or the engine drains, EngineError after a
         failure.
         """
-        self._worker.check(request)
+        matcher = self._worker.check(request)
         stream = Stream(request.request_id, request.sampling.n, self.abort)
         with self._changed:
             self._refuse(request)
             self._streams[request.request_id] = stream
-            self._new.append((request, stream))
+            self._new.append((request, stream, matcher))
             self._changed.notify_all()
         return stream
 
@@ -135,8 +136,8 @@ class Engine:
             self._new, self._aborted = [], set()
             if self._stopping or (self._closing and not (new or self._worker.has_work)):
                 return False
-        for request, stream in new:
-            self._worker.add(request, stream)
+        for request, stream, matcher in new:
+            self._worker.add(request, stream, matcher)
         for request_id in aborted:
             self._forget(self._worker.abort(request_id))
         return True

@@ -178,8 +178,9 @@ def _pass(chosen: list[tuple[Answer, int]]) -> Pass:
     return Pass(tuple(parts), make_batch([(p.answer, p.start, p.count) for p in parts], ids, wanted))
 
 
-def make_batch(spans: list[tuple[Answer, int, int]], ids: list[int], wanted: list[int]) -> PagedBatch:
-    """Return the batch of `count` tokens from `start` of each answer."""
+def make_batch(spans: list[tuple[Answer, int, int]], ids: list[int], wanted: list[int],
+               vocab: int | None = None) -> PagedBatch:
+    """Return the batch of `count` tokens from `start` of each answer; logits of the first `vocab` ids (None: all)."""
     tables = np.zeros((len(spans), max(len(answer.blocks) for answer, _, _ in spans)), np.int32)
     for row, (answer, _, _) in zip(tables, spans, strict=True):
         row[: len(answer.blocks)] = answer.blocks
@@ -187,4 +188,4 @@ def make_batch(spans: list[tuple[Answer, int, int]], ids: list[int], wanted: lis
         return np.array(numbers, np.int64)
 
     return PagedBatch(column(ids), column([start for _, start, _ in spans]), column([count for _, _, count in spans]),
-                      column([answer.slot or 0 for answer, _, _ in spans]), tables, column(wanted))
+                      column([answer.slot or 0 for answer, _, _ in spans]), tables, column(wanted), vocab)

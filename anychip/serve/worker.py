@@ -6,6 +6,7 @@ import time
 from collections import defaultdict, deque
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,9 @@ from .sampler import Floats, log_probabilities
 from .scheduler import Part, Pass, Scheduler, make_batch
 from .settings import EngineSettings, EngineStats
 from .stream import Stream
-from .structured import Grammars
+from .structured import Grammars, Matcher
 
+_DRAFTED = 4  # drafts are of the first quarter of the ids, a BPE's commonest: a head over all costs more than it finds
 _RECENT, _RATE_S = 256, 10.0  # finished answers that medians are over; seconds that rates are over
 
 
@@ -48,8 +50,8 @@ class Worker:
         self._steps: deque[tuple[float, int]] = deque()
         self._ttft, self._tpot = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
 
-    def check(self, request: Request) -> None:
-        """Raise InputError where the request can never be answered. Called by any thread."""
+    def check(self, request: Request) -> Matcher | None:
+        """Return its grammar, compiled. Raises InputError where it can never be answered. Called by any thread."""
         rule, problems, length = request.sampling, [], len(request.prompt_ids)
         vocab = self.model.config.vocab_size
         named = (*request.prompt_ids, *rule.logit_bias, *rule.stop_token_ids)
@@ -62,8 +64,7 @@ class Worker:
                             f"at most {self.max_context} fit here together: shorten the prompt or ask for fewer")
         if problems:
             raise InputError("cannot generate: " + "; ".join(problems))
-        if rule.grammar is not None:
-            self.grammars.matcher(rule.grammar)
+        return None if rule.grammar is None else self.grammars.matcher(rule.grammar)
 
     @property
     def num_waiting(self) -> int:
@@ -77,12 +78,13 @@ class Worker:
         """Seconds after which a refused request should be tried again: about when the next answer ends."""
         return max(1.0, (median(self._ttft) if self._ttft else 1.0))
 
-    def add(self, request: Request, stream: Stream) -> None:
-        """Put a request's answers in line; all but the first fork from it once the prompt is read."""
-        rule, grammar = request.sampling, request.sampling.grammar
+    def add(self, request: Request, stream: Stream, matcher: Matcher | None = None) -> None:
+        """Put a request's answers in line, with what `check` gave; all but the first fork from it once the prompt is
+        read."""
+        rule = request.sampling
         most = min(rule.max_tokens or self.max_context, self.max_context - len(request.prompt_ids))
-        answers = [Answer(request, i, stream, self.tokenizer, most,
-                          None if grammar is None else self.grammars.matcher(grammar)) for i in range(rule.n)]
+        matchers = [matcher.fork() if matcher is not None and i else matcher for i in range(rule.n)]
+        answers = [Answer(request, i, stream, self.tokenizer, most, matchers[i]) for i in range(rule.n)]
         answers[0].siblings = answers[1:]
         self._open[request.request_id] = answers
         self.scheduler.waiting.append(answers[0])
@@ -174,12 +176,17 @@ class Worker:
         if not spans:
             return
         if len(rows) < len(streams_Tnd):
-            streams_Tnd = streams_Tnd[torch.tensor(rows, device=streams_Tnd.device)]
-        logits = run_draft(self.model, self.cache, make_batch(spans, ids, guessing), streams_Tnd).float().cpu().numpy()
+            first = rows[-1] == len(rows) - 1
+            kept = slice(len(rows)) if first else torch.tensor(rows, device=streams_Tnd.device)
+            streams_Tnd = streams_Tnd[kept]
+        batch = make_batch(spans, ids, guessing, self.model.config.vocab_size // _DRAFTED)
+        found = run_draft(self.model, self.cache, batch, streams_Tnd).float().cpu().numpy()
         guessers = [answer for answer, _, _ in spans if answer.pending == 1]
-        for answer, row in zip(guessers, logits, strict=True):
+        for answer, row in zip(guessers, found, strict=True):
             if answer.most - answer.num_new > 1 and len(answer.tokens) + 1 < self.max_context:
-                answer.draft = answer.draw(row)
+                logits = np.full(self.model.config.vocab_size, -np.inf, np.float32)
+                logits[: len(row)] = row
+                answer.draft = answer.draw(logits)
 
     def _finish(self, num_new: int) -> list[str]:
         now, ended = time.perf_counter(), list[str]()

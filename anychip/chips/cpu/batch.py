@@ -21,13 +21,13 @@ from .bind import bind
 from .block import pack_weights
 from .kernels import load_library
 
-_MODEL = ("layers", "vocab", "window", "half", "blocks", "embed", "head", "norm", "hc_fn", "hc_base", "hc_scale",
+_MODEL = ("layers", "window", "half", "blocks", "embed", "head", "norm", "hc_fn", "hc_base", "hc_scale",
           "e_proj", "h_proj", "enorm", "hnorm", "mtp_norm", "mtp_fn", "mtp_base", "mtp_scale", "near_cos", "near_sin",
           "far_cos", "far_sin")
 _STATE = ("slots", "blocks", "slot_step", "format", "layers")
 _LAYER = ("window", "compressor.value", "compressor.gate", "indexer.value", "indexer.gate", "compressor.entry",
           "indexer.entry")
-_BATCH = ("tokens", "sequences", "wanted", "table_step", "ids", "starts", "lengths", "slots", "tables", "rows",
+_BATCH = ("tokens", "sequences", "wanted", "vocab", "table_step", "ids", "starts", "lengths", "slots", "tables", "rows",
           "streams", "logits")
 _Model, _State, _Batch = (ctypes.c_int64 * len(names) for names in (_MODEL, _STATE, _BATCH))
 
@@ -55,9 +55,9 @@ class Batches:
         tokens, config, mtp = len(batch.ids), model.config, streams is not None
         if streams is None:
             streams = torch.empty(tokens, config.num_streams, config.hidden_size)
-        logits = torch.empty(len(batch.wanted), config.vocab_size)
+        logits = torch.empty(len(batch.wanted), batch.vocab or config.vocab_size)
         arrays = (batch.ids, batch.starts, batch.lengths, batch.slots, batch.tables, batch.wanted)
-        given = _Batch(tokens, len(batch.slots), len(batch.wanted), batch.tables.shape[1],
+        given = _Batch(tokens, len(batch.slots), *logits.shape, batch.tables.shape[1],
                        *(array.__array_interface__["data"][0] for array in arrays),
                        streams.data_ptr(), logits.data_ptr())
         _kernel()(packed.model, packed.state, ctypes.addressof(given), int(mtp))
@@ -105,7 +105,7 @@ def _pack(model: Transformer, cache: PagedCache) -> _Packed | None:
             places[layer * len(_LAYER) + i] = offsets.get((layer, name), -1)
     angles = [turned for ratio in (0, CSA) for turned in cache.turns(config.rope(ratio))]
     addresses = [t.data_ptr() for t in own] + [0] * (0 if model.mtp else 8)
-    packed = _Model(config.num_hidden_layers, config.vocab_size, config.sliding_window, config.qk_rope_head_dim // 2,
+    packed = _Model(config.num_hidden_layers, config.sliding_window, config.qk_rope_head_dim // 2,
                     ctypes.addressof(pointers), *addresses, *(t.data_ptr() for t in angles))
     state = _State(cache.slots.data_ptr(), cache.blocks.data_ptr(), cache.slots.shape[1],
                    int(cache.format == "fp8"), ctypes.addressof(places))

@@ -223,7 +223,7 @@ void logits(const Layer& q, const float* fn, const float* base, const float* sca
         norm_rope(1, d, 1, 0, q.w.eps, q.s.x + r * d, norm, nullptr, nullptr, q.s.normed + r * d);
     }
     q.crew.sync();
-    const Product head = q.product(q.m.head, q.s.normed, q.m.vocab, d, q.b.logits);
+    const Product head = q.product(q.m.head, q.s.normed, q.b.vocab, d, q.b.logits);
     products(q.crew, &head, 1, R);
 }
 

@@ -12,7 +12,7 @@
 #include "simd.h"
 
 struct BatchModel {
-    int64_t layers, vocab, window, half;
+    int64_t layers, window, half;
     const BlockWeights* const* blocks;  // one more where there is an MTP block
     const float *embed, *head, *norm, *hc_fn, *hc_base, *hc_scale;
     const float *e_proj, *h_proj, *enorm, *hnorm, *mtp_norm, *mtp_fn, *mtp_base, *mtp_scale;  // null without MTP block
@@ -34,7 +34,7 @@ struct BatchState {
 
 // New tokens lie one sequence after the other: sequence s has lengths[s] of them from position starts[s].
 struct Batch {
-    int64_t tokens, sequences, wanted, table_step;
+    int64_t tokens, sequences, wanted, vocab, table_step;  // logits of the first `vocab` ids
     const int64_t *ids, *starts, *lengths, *slots;
     const int32_t* tables;       // [sequences][table_step]: blocks of the sequence, in order
     const int64_t* rows;         // [wanted]: tokens whose logits are wanted
