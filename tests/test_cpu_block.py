@@ -7,15 +7,23 @@ import torch
 from models import nano, random_ids, vivid_model
 
 from anychip.chips import open_chip
+from anychip.config import load_config
 from anychip.model import Layout, State
 
 TOLERANCE = 2e-5  # fp32; both sum in another order
 
 
+FAMILIES = ["qwen3-nano", "qwen3-moe-nano", "v3-nano", "v32-nano", "glm5-nano"]
+
+
 @pytest.fixture(scope="module")
 def pair():
     """The same model with the kernel, and with it switched off."""
-    model = vivid_model(nano(), open_chip("cpu").ops())
+    return both(nano())
+
+
+def both(config):
+    model = vivid_model(config, open_chip("cpu").ops())
     other = copy.deepcopy(model)
     other.ops.block = lambda *_: None
     return model, other
@@ -62,6 +70,15 @@ def test_every_kind_of_layer_runs_in_the_kernel(pair, monkeypatch):
     count = Counted(pair[0], monkeypatch)
     run(pair[0], [random_ids(700)], [[300], [1], [1]])
     assert count.left == count.ran / 2 == pair[0].config.num_hidden_layers == len(pair[0].layers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_blocks_equal_their_ops(family, monkeypatch):
+    models = both(load_config(family))
+    assert_same(models, [[300, 40], [1, 1], [3, 5], [1, 1]], num_sequences=2)
+    count = Counted(models[0], monkeypatch)
+    run(models[0], [random_ids(700)], [[300], [1], [8]])
+    assert count.left == count.ran / 2 == models[0].config.num_hidden_layers
 
 
 @pytest.mark.parametrize("tokens", range(1, 9))

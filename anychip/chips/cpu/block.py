@@ -16,32 +16,43 @@ import torch
 from torch import Tensor, nn
 
 from ...model.compressed import Compressed
+from ...model.grouped import Grouped
+from ...model.latent import Latent
+from ...model.moe import FeedForward
 from ...model.plan import LayerPlan
 from ...model.state import LayerCache, State
 from .bind import bind
 from .kernels import load_library
+from .norm import FIRST, HALVES
+from .route import SCORES
 
 _F32 = torch.float32
 _ADDRESS, _FORMAT = Tensor.data_ptr, attrgetter("dtype")
 _FEW = 8  # tokens that the kernel takes at once
 _MAX_STREAMS, _MAX_ITERS = 4, 64  # what its mHC is built for
 
-# Addresses of weights in the order of block.h: None where a block has no such part.
+# Addresses of weights in the order of block.h: None where a block has no such part; `|` where kinds name it otherwise.
 _WEIGHTS = (
     "hc_attn_fn", "hc_attn_base", "hc_attn_scale", "attn_norm.weight",
     "hc_ffn_fn", "hc_ffn_base", "hc_ffn_scale", "ffn_norm.weight",
-    *(f"attn.{name}.weight" for name in ("wq_a", "q_norm", "wq_b", "wkv", "kv_norm", "wo_a", "wo_b")), "attn.attn_sink",
+    "attn.wq_a.weight", "attn.q_norm.weight", "attn.wq_b.weight|attn.wq.weight",
+    "attn.wkv.weight|attn.wkv_a.weight|attn.wk.weight", "attn.kv_norm.weight|attn.k_norm.weight", "attn.wo_a.weight",
+    "attn.wo_b.weight|attn.wo.weight", "attn.attn_sink",
     *(f"attn.compressor.{name}" for name in ("wkv.weight", "wgate.weight", "norm.weight", "ape")),
     "attn.indexer.wq_b.weight", "attn.indexer.weights_proj.weight",
-    *(f"attn.indexer.compressor.{name}" for name in ("wkv.weight", "wgate.weight", "norm.weight", "ape")),
+    "attn.indexer.compressor.wkv.weight|attn.indexer.wk.weight", "attn.indexer.compressor.wgate.weight",
+    "attn.indexer.compressor.norm.weight|attn.indexer.k_norm.weight", "attn.indexer.compressor.ape",
     "ffn.gate.weight", "ffn.gate.bias", "ffn.gate.tid2eid", "ffn.experts.w13", "ffn.experts.w2",
-    *(f"ffn.shared_experts.{name}.weight" for name in ("w1", "w3", "w2")),
+    *(f"ffn.shared_experts.{name}.weight|ffn.{name}.weight" for name in ("w1", "w3", "w2")),
+    "attn.wv.weight", "attn.wkv_b.weight", "attn.indexer.k_norm.bias",
 )  # fmt: skip
 _SIZES = ("d", "streams", "iters", "heads", "channels", "latent", "groups", "group_out", "ratio", "experts", "topk",
-          "width", "vocab", "index_heads", "index_channels", "index_topk")
-_CONSTANTS = ("eps", "hc_eps", "limit", "route_scale", "index_scale")
-_BUFFERS = ("window", "compressor.value", "compressor.gate", "compressor.entry", "indexer.value", "indexer.gate",
-            "indexer.entry")
+          "width", "vocab", "index_heads", "index_channels", "index_topk", "kind", "kv_heads", "nope", "value", "rank",
+          "shared_width", "index_form", "score", "route_groups", "kept_groups", "normalize")
+_CONSTANTS = ("eps", "hc_eps", "limit", "route_scale", "index_scale", "scale", "latent_eps")
+_BUFFERS = ("window", "compressor.value", "compressor.gate", "compressor.entry|entry|key", "indexer.value",
+            "indexer.gate", "indexer.entry|indexer.key", "value")
+_KINDS = (Compressed, Grouped, Latent)  # as in block.h
 _PLAN = ("tokens", "half", "entries", "most", "cos", "sin", "window_start", "window_count", "first", "previous",
          "entry_cos", "entry_sin", "visible_start", "visible_count", "window_rows", "window_first", "token_rows",
          "token_first", "entry_rows", "entry_first")
@@ -94,8 +105,6 @@ class Blocks:
         a token or expert id out of range.
         """
         state = cache.state
-        if not isinstance(block.attn, Compressed):
-            return None
         if type(state) is not State or not 0 < streams_Tnd.shape[0] <= _FEW or torch.is_grad_enabled():
             return None
         if streams_Tnd.dtype is not _F32 or ids_T.dtype is not torch.int64:
@@ -103,6 +112,8 @@ class Blocks:
         weights, buffers = self._weights_of(block), self._buffers_of(state, cache.layer)
         packed = self._plan_of(plan, state, block.ratio)
         if weights is None or buffers is None or packed is None or not streams_Tnd.is_contiguous():
+            return None
+        if _passes_rows_on(block, plan, cache.layer):
             return None
         if state.moving:
             for name in state.buffers(cache.layer):
@@ -133,7 +144,8 @@ class Blocks:
         if layer not in known:
             tensors = state.buffers(layer)
             usable = all(_usable(t) for t in tensors.values())
-            addresses = _Buffers(*(tensors[name].data_ptr() if name in tensors else 0 for name in _BUFFERS))
+            named = [next((tensors[name] for name in names.split("|") if name in tensors), None) for names in _BUFFERS]
+            addresses = _Buffers(*(0 if t is None else t.data_ptr() for t in named))
             known[layer] = _Packed(ctypes.addressof(addresses), addresses) if usable else None
         return known[layer]
 
@@ -147,15 +159,26 @@ class Blocks:
 _WRONG = {1: "one is outside the vocabulary of the table of experts", 2: "their experts in the table do not all exist"}
 
 
-def _find(block: nn.Module, path: str) -> _Slot:
-    """Return where the block keeps what `path` names; an owner that holds None where it has no such part."""
-    module: Any = block
-    *parents, name = path.split(".")
-    for parent in parents:
-        module = getattr(module, parent, None)
-        if module is None:
-            return _Slot({name: None}, name)
-    return _Slot(module._parameters if name in module._parameters else module._buffers, name)
+def _passes_rows_on(block: Any, plan: LayerPlan, layer: int) -> bool:
+    """Tell whether an indexer's choice goes from layer to layer: the kernel keeps it to itself."""
+    spec = block.attn.spec.indexer if isinstance(block.attn, Latent) else None
+    if spec is None or plan.visible is None or not (spec.shared or spec.reused):
+        return False
+    if spec.reused:
+        plan.chosen[layer] = plan.visible  # what the layer chooses, unless it is said to choose here
+    return plan.visible.max_count > spec.topk
+
+
+def _find(block: nn.Module, paths: str) -> _Slot:
+    """Return where the block keeps what one of `paths` names; an owner that holds None where it has no such part."""
+    for path in paths.split("|"):
+        module: Any = block
+        *parents, name = path.split(".")
+        for parent in parents:
+            module = getattr(module, parent, None)
+        if module is not None and (name in module._parameters or name in module._buffers):
+            return _Slot(module._parameters if name in module._parameters else module._buffers, name)
+    return _Slot({name: None}, name)
 
 
 def _usable(tensor: Tensor, dtype: torch.dtype = _F32) -> bool:
@@ -171,34 +194,58 @@ def _pack_weights(block: Any, tensors: list[Tensor | None]) -> _Packed | None:
     found = dict(zip(_WEIGHTS, tensors, strict=True))
     table = found["ffn.gate.tid2eid"]
     floats = [t for name, t in found.items() if t is not None and name != "ffn.gate.tid2eid"]
-    if not all(_usable(t) for t in floats) or not (table is None or _usable(table, torch.int64)):
+    if type(block.attn) not in _KINDS or not all(_usable(t) for t in floats):
         return None
-    sizes = _sizes(block, found)
-    widths = (sizes["d"], sizes["channels"], sizes["width"], sizes["index_channels"])
+    if not (table is None or _usable(table, torch.int64)):
+        return None
+    sizes: dict[str, Any] = dict.fromkeys((*_SIZES, *_CONSTANTS), 0)
+    sizes |= _block_sizes(block) | _attention_sizes(block.attn) | _ffn_sizes(block.ffn, table)
+    widths = [sizes[name] for name in ("d", "channels", "width", "index_channels", "nope", "rank", "shared_width")]
     if sizes["streams"] > _MAX_STREAMS or sizes["iters"] > _MAX_ITERS or any(width % 8 for width in widths):
         return None  # the ops one by one say what is wrong
     addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    packed = _Weights(**sizes, **_constants(block), addresses=(ctypes.c_int64 * len(addresses))(*addresses))
+    packed = _Weights(**sizes, addresses=(ctypes.c_int64 * len(addresses))(*addresses))
     return _Packed(ctypes.addressof(packed), packed)
 
 
-def _sizes(block: Any, found: dict[str, Tensor | None]) -> dict[str, int]:
-    attn, ffn, indexer = block.attn, block.ffn, block.attn.indexer
-    d, table = block.attn_norm.weight.shape[0], found["ffn.gate.tid2eid"]
-    return {
-        "d": d, "streams": block.hc_attn_fn.shape[1] // d, "iters": block.rule.sinkhorn_iters, "heads": attn.heads,
-        "channels": attn.kv_norm.weight.shape[0], "latent": attn.q_norm.weight.shape[0], "groups": attn.groups,
-        "group_out": attn.wo_a.weight.shape[0] // attn.groups, "ratio": block.ratio,
-        "experts": ffn.gate.weight.shape[0], "topk": ffn.topk, "width": ffn.experts.w2.shape[2],
-        "vocab": 0 if table is None else table.shape[0], "index_heads": indexer.heads if indexer else 0,
-        "index_channels": indexer.compressor.norm.weight.shape[0] if indexer else 0,
-        "index_topk": indexer.topk if indexer else 0,
-    }  # fmt: skip
+def _block_sizes(block: Any) -> dict[str, Any]:
+    d, rule = block.attn_norm.weight.shape[0], block.rule
+    sizes = {"d": d, "streams": 1, "ratio": block.ratio, "eps": block.eps}
+    if rule is None:
+        return sizes
+    return sizes | {"streams": block.hc_attn_fn.shape[1] // d, "iters": rule.sinkhorn_iters, "hc_eps": rule.eps}
 
 
-def _constants(block: Any) -> dict[str, float]:
-    return {"eps": block.eps, "hc_eps": block.rule.eps, "limit": block.ffn.limit, "route_scale": block.ffn.scale,
-            "index_scale": block.attn.indexer.scale if block.attn.indexer else 0.0}
+def _attention_sizes(attn: Any) -> dict[str, Any]:
+    indexer, kind = attn.indexer, _KINDS.index(type(attn))
+    sizes: dict[str, Any] = {"kind": kind, "kv_heads": 1}
+    if isinstance(attn, Compressed):
+        sizes |= {"heads": attn.heads, "channels": attn.kv_norm.weight.shape[0], "latent": attn.q_norm.weight.shape[0],
+                  "groups": attn.groups, "group_out": attn.wo_a.weight.shape[0] // attn.groups}
+    elif isinstance(attn, Grouped):
+        sizes |= {"heads": attn.wq.weight.shape[0] // attn.channels, "channels": attn.channels,
+                  "kv_heads": attn.wk.weight.shape[0] // attn.channels}
+    else:
+        spec = attn.spec
+        sizes |= {"heads": spec.heads, "channels": spec.kv_lora_rank + spec.rope.channels, "nope": spec.nope,
+                  "latent": spec.q_lora_rank or 0, "value": spec.value, "rank": spec.kv_lora_rank, "scale": spec.scale,
+                  "latent_eps": attn.eps}
+    if indexer is None:
+        return sizes
+    keys = indexer.compressor.norm if isinstance(attn, Compressed) else indexer.k_norm
+    form = 0 if isinstance(attn, Compressed) else FIRST | HALVES * indexer.half_split
+    return sizes | {"index_heads": indexer.heads, "index_channels": keys.weight.shape[0], "index_topk": indexer.topk,
+                    "index_scale": indexer.scale, "index_form": form}
+
+
+def _ffn_sizes(ffn: Any, table: Tensor | None) -> dict[str, Any]:
+    if isinstance(ffn, FeedForward):
+        return {"shared_width": ffn.w1.weight.shape[0], "limit": ffn.limit}
+    shared, rule = ffn.shared_experts, ffn.rule
+    return {"experts": ffn.gate.weight.shape[0], "topk": ffn.topk, "width": ffn.experts.w2.shape[2],
+            "vocab": 0 if table is None else table.shape[0], "limit": ffn.limit, "route_scale": ffn.scale,
+            "shared_width": 0 if shared is None else shared.w1.weight.shape[0], "score": SCORES.index(rule.score),
+            "route_groups": rule.groups, "kept_groups": rule.kept_groups, "normalize": int(rule.normalize)}
 
 
 def _pack_plan(plan: LayerPlan, state: State, ratio: int) -> _Packed | None:
@@ -208,8 +255,9 @@ def _pack_plan(plan: LayerPlan, state: State, ratio: int) -> _Packed | None:
                *((visible.start, visible.count) if visible else (none,) * 2)]
     if not all(t is None or t.is_contiguous() for t in tensors):
         return None
-    books = ("window", f"tokens{ratio}", f"entries{ratio}") if ratio else ("window",)
-    targets = [state.targets(book) for book in books]
+    books = ("window", f"tokens{ratio}", f"entries{ratio}") if pooling else ("window",)
+    targets = [state.targets(book) for book in books] if pooling or not ratio else [
+        slice(0, 0), slice(0, 0), state.targets(f"entries{ratio}")]
     numbers = [*plan.cos_TR.shape, pooling.first_E.shape[0] if pooling else 0, visible.max_count if visible else 0,
                *(0 if t is None else t.data_ptr() for t in tensors)]
     for target in targets:

@@ -14,7 +14,7 @@ from .bind import bind, refuse, wants_grad
 from .kernels import load_library
 
 _F32 = torch.float32
-_HALVES, _FIRST = 1, 2  # as in norm.h
+HALVES, FIRST = 1, 2  # as in norm.h
 
 
 @cache
@@ -34,7 +34,7 @@ class _Turn(NamedTuple):
 
     @classmethod
     def of(cls, cos: Tensor, sin: Tensor, *, half: bool, first: bool = False, inverse: bool = False) -> _Turn:
-        return cls(cos.contiguous(), sin.contiguous(), _HALVES * half | _FIRST * first, -1.0 if inverse else 1.0)
+        return cls(cos.contiguous(), sin.contiguous(), HALVES * half | FIRST * first, -1.0 if inverse else 1.0)
 
 
 def rms_norm(x: Tensor, weight_C: Tensor | None, eps: float) -> Tensor:

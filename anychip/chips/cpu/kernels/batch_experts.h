@@ -13,7 +13,7 @@ void route(const Layer& q) {
     std::vector<int64_t> given(w.table ? count * K : 0);
     for (int64_t t = 0; w.table && t < count; t++) std::memcpy(&given[t * K], w.table + q.b.ids[from + t] * K, sizeof(int64_t) * K);
     if (count)
-        anychip_route(count, w.experts, K, &V4_ROUTE, q.s.logits + from * w.experts, w.bias, w.table ? given.data() : nullptr,
+        anychip_route(count, w.experts, K, &w.rule, q.s.logits + from * w.experts, w.bias, w.table ? given.data() : nullptr,
                       q.s.ids + from * K, q.s.weight + from * K);
     for (int64_t i = from * K; i < (from + count) * K; i++) q.s.weight[i] *= (float)w.route_scale;
     q.crew.sync();

@@ -1,19 +1,36 @@
 // One block of the model for a few tokens and a decode state, in one parallel region.
+#include "block_grouped.h"
+#include "block_latent.h"
 #include "memory.h"
-#include "block_attention.h"
 
 namespace {
 
-// The mixing weights of a site and its normalised input: own.normed, own.post, own.comb.
+// The normalised input of a site, own.normed, and where there are streams its mixing weights, own.post and own.comb.
 void read_streams(const Pass& q, const float* streams, const float* fn, const float* base, const float* scale,
                   const float* norm) {
     const BlockWeights& w = q.w;
     const int64_t T = q.p.tokens, n = w.streams;
+    if (!fn) {
+        anychip_norm_rope(T, w.d, 1, 0, 0, w.eps, streams, norm, nullptr, nullptr, q.o.normed, nullptr);
+        return;
+    }
     const Product mix = q.product(fn, streams, n * (n + 2), n * w.d, q.s.mix);
     products(q.team, &mix, 1, T);
     q.team.sync();
     anychip_hc_pre_mixed(n, T, w.d, w.iters, w.hc_eps, w.eps, streams, base, scale, q.s.mix, q.o.x, q.o.post, q.o.comb);
     anychip_norm_rope(T, w.d, 1, 0, 0, w.eps, q.o.x, norm, nullptr, nullptr, q.o.normed, nullptr);
+}
+
+// The streams of tokens [from, to) with the sub-layer's output shared.y.
+void write_streams(const Pass& q, const float* streams, int64_t from, int64_t to, float* out) {
+    const BlockWeights& w = q.w;
+    const int64_t n = w.streams, step = n * w.d;
+    if (w.attn_fn) {
+        anychip_hc_post(n, to - from, w.d, q.s.y + from * w.d, streams + from * step, q.o.post + from * n,
+                        q.o.comb + from * n * n, out + from * step);
+        return;
+    }
+    for (int64_t i = from * step; i < to * step; i += 8) store8(out + i, load8(streams + i) + load8(q.s.y + i));
 }
 
 // Everything that is made from the normalised input; the compressors' rows go straight to the state.
@@ -62,28 +79,13 @@ void queries_and_keys(const Pass& q) {
         pool_windows(q, w.index_channels, q.b.index_value, q.b.index_gate, w.index_ape, w.index_norm, q.b.index_entry);
 }
 
-// shared.selected: the entries that each token attends to.
-void select_entries(const Pass& q) {
-    const BlockWeights& w = q.w;
-    const BlockPlan& p = q.p;
-    const int64_t size = w.index_heads * w.index_channels;
-    anychip_rope(p.tokens * w.index_heads, w.index_channels, w.index_heads, p.half, 0, 1.0f, q.s.index_query, p.cos, p.sin,
-                 q.o.index_query);
-    for (int64_t i = 0; i < p.tokens * w.index_heads; i++) q.o.index_weight[i] = q.s.proj[i] * (float)w.index_scale;
-    for (int64_t t = 0; t < p.tokens; t++) {
-        const int64_t from = q.team.from(p.visible_count[t]), to = q.team.to(p.visible_count[t]);
-        anychip_index_scores(w.index_heads, w.index_channels, q.o.index_query + t * size, q.o.index_weight + t * w.index_heads,
-                             q.b.index_entry, p.visible_start[t] + from, to - from, q.s.index_score + t * p.most + from);
-    }
-    q.team.sync();
-    for (int64_t t = 0; t < p.tokens; t++)
-        if (q.team.mine(t))
-            anychip_index_select(q.s.index_score + t * p.most, p.visible_count[t], p.visible_start[t], w.index_topk,
-                                 q.s.selected + t * w.index_topk);
+void project_last(const Pass& q, const float* x, int64_t inputs) {
+    const Product last = q.product(q.w.wo_b, x, q.w.d, inputs, q.s.y);
+    products(q.team, &last, 1, q.p.tokens);
     q.team.sync();
 }
 
-void project_out(const Pass& q) {
+void project_groups(const Pass& q) {
     const BlockWeights& w = q.w;
     const int64_t inputs = w.heads * w.channels / w.groups, all = w.groups * w.group_out;
     std::vector<Product> jobs;
@@ -92,49 +94,84 @@ void project_out(const Pass& q) {
                         q.s.mixed + g * w.group_out, all, {nullptr, 0}});
     products(q.team, jobs.data(), jobs.size(), q.p.tokens);
     q.team.sync();
-    const Product last = q.product(w.wo_b, q.s.mixed, w.d, all, q.s.y);
-    products(q.team, &last, 1, q.p.tokens);
+    project_last(q, q.s.mixed, all);
+}
+
+// shared.y: the attention of the normalised input.
+void attention(const Pass& q) {
+    const BlockWeights& w = q.w;
+    if (w.kind == GROUPED) {
+        grouped_attention(q);
+        return project_last(q, q.o.out, w.heads * w.channels);
+    }
+    if (w.kind == LATENT) {
+        latent_attention(q);
+        return project_last(q, q.s.mixed, w.heads * w.value);
+    }
+    project(q);
     q.team.sync();
+    queries_and_keys(q);
+    q.team.sync();
+    if (q.sparse()) select_entries(q);
+    compressed_attention(q);
+    project_groups(q);
 }
 
 void route(const Pass& q, const int64_t* ids) {
     const BlockWeights& w = q.w;
     const int64_t T = q.p.tokens, K = w.topk;
+    if (!K) return;
     const Product gate = q.product(w.gate, q.o.normed, w.experts, w.d, q.s.logits);
     products(q.team, &gate, 1, T);
     q.team.sync();
     for (int64_t t = 0; w.table && t < T; t++) std::memcpy(q.o.given + t * K, w.table + ids[t] * K, sizeof(int64_t) * K);
-    anychip_route(T, w.experts, K, &V4_ROUTE, q.s.logits, w.bias, w.table ? q.o.given : nullptr, q.o.ids, q.o.weight);
+    anychip_route(T, w.experts, K, &w.rule, q.s.logits, w.bias, w.table ? q.o.given : nullptr, q.o.ids, q.o.weight);
     for (int64_t i = 0; i < T * K; i++) q.o.weight[i] *= (float)w.route_scale;
 }
 
-// shared.hidden [T][K + 1][width]: the routed experts' activations times their weights, then the shared expert's.
+// One SwiGLU of a token: its weights, its part of the activations, and the weight of its result.
+struct Expert {
+    const float *w1, *w3, *w2;
+    int64_t width, at;
+    float weight;
+};
+
+// Choice k of token t: a routed expert, or (k = K) the one that every token visits.
+INLINE Expert expert_of(const Pass& q, int64_t t, int64_t k) {
+    const BlockWeights& w = q.w;
+    const int64_t K = w.topk, at = t * w.hidden() + k * w.width;
+    if (k == K) return {w.shared_w1, w.shared_w3, w.shared_w2, w.shared_width, at, 1.0f};
+    const int64_t e = q.o.ids[t * K + k], size = w.width * w.d;
+    return {w.w13 + 2 * e * size, w.w13 + (2 * e + 1) * size, w.w2 + e * size, w.width, at, q.o.weight[t * K + k]};
+}
+
+// shared.hidden [T][hidden]: the routed experts' activations times their weights, then the shared one's.
 void experts_in(const Pass& q) {
     const BlockWeights& w = q.w;
-    const int64_t K = w.topk, steps = (w.width + STEP - 1) / STEP, all = q.p.tokens * (K + 1) * steps;
+    const int64_t K = w.topk, steps = (w.width + STEP - 1) / STEP, shared_steps = (w.shared_width + STEP - 1) / STEP;
+    const int64_t each = K * steps + shared_steps, all = q.p.tokens * each;
     for (int64_t i = q.team.from(all); i < q.team.to(all); i++) {
-        const int64_t pair = i / steps, first = i % steps * STEP, t = pair / (K + 1), k = pair % (K + 1);
-        const int rows = std::min(STEP, w.width - first);
-        const float* bank = k < K ? w.w13 + q.o.ids[t * K + k] * 2 * w.width * w.d : nullptr;
-        const float *w1 = bank ? bank : w.shared_w1, *w3 = bank ? bank + w.width * w.d : w.shared_w3;
-        float gate[STEP], up[STEP], weight = bank ? q.o.weight[t * K + k] : 1.0f;
-        stream_dots(q.o.normed + t * w.d, w1 + first * w.d, rows, w.d, gate);
-        stream_dots(q.o.normed + t * w.d, w3 + first * w.d, rows, w.d, up);
+        const int64_t t = i / each, step = i % each, k = step < K * steps ? step / steps : K, first = (step - k * steps) * STEP;
+        const Expert e = expert_of(q, t, k);
+        const int rows = std::min(STEP, e.width - first);
+        float gate[STEP], up[STEP];
+        stream_dots(q.o.normed + t * w.d, e.w1 + first * w.d, rows, w.d, gate);
+        stream_dots(q.o.normed + t * w.d, e.w3 + first * w.d, rows, w.d, up);
         f8 g = min8(load_part(gate, rows), w.limit), u = max8(min8(load_part(up, rows), w.limit), -w.limit);
-        store_part(q.s.hidden + pair * w.width + first, g * sigmoid8(g) * u * weight, rows);
+        store_part(q.s.hidden + e.at + first, g * sigmoid8(g) * u * e.weight, rows);
     }
 }
 
 void experts_out(const Pass& q) {
     const BlockWeights& w = q.w;
-    const int64_t K = w.topk, steps = (w.d + STEP - 1) / STEP;
-    for (int64_t pair = 0; pair < q.p.tokens * (K + 1); pair++) {
-        const int64_t t = pair / (K + 1), k = pair % (K + 1);
-        const float* w2 = k < K ? w.w2 + q.o.ids[t * K + k] * w.d * w.width : w.shared_w2;
+    const int64_t choices = w.topk + (w.shared_width > 0), steps = (w.d + STEP - 1) / STEP;
+    for (int64_t pair = 0; pair < q.p.tokens * choices; pair++) {
+        const int64_t t = pair / choices, k = pair % choices;
+        const Expert e = expert_of(q, t, k);
         for (int64_t s = q.team.from(steps); s < q.team.to(steps); s++) {
             const int rows = std::min(STEP, w.d - s * STEP);
             float part[STEP], *y = q.s.y + t * w.d + s * STEP;
-            stream_dots(q.s.hidden + pair * w.width, w2 + s * STEP * w.width, rows, w.width, part);
+            stream_dots(q.s.hidden + e.at, e.w2 + s * STEP * e.width, rows, e.width, part);
             for (int r = 0; r < rows; r++) y[r] = k ? y[r] + part[r] : part[r];
         }
     }
@@ -144,27 +181,17 @@ void run(const Pass& q, const float* streams, const int64_t* ids, float* out) {
     const BlockWeights& w = q.w;
     const int64_t T = q.p.tokens;
     read_streams(q, streams, w.attn_fn, w.attn_base, w.attn_scale, w.attn_norm);
-    project(q);
-    q.team.sync();
-    queries_and_keys(q);
-    q.team.sync();
-    if (q.sparse()) select_entries(q);
     attention(q);
-    project_out(q);
-    anychip_hc_post(w.streams, T, w.d, q.s.y, streams, q.o.post, q.o.comb, q.o.streams);
+    write_streams(q, streams, 0, T, q.o.streams);
     read_streams(q, q.o.streams, w.ffn_fn, w.ffn_base, w.ffn_scale, w.ffn_norm);
     route(q, ids);
     experts_in(q);
     q.team.sync();
     experts_out(q);
     q.team.sync();
-    const int64_t n = w.streams;
     for (int64_t t = 0; t < T; t++)
-        if (q.team.mine(t))
-            anychip_hc_post(n, 1, w.d, q.s.y + t * w.d, q.o.streams + t * n * w.d, q.o.post + t * n, q.o.comb + t * n * n,
-                            out + t * n * w.d);
+        if (q.team.mine(t)) write_streams(q, q.o.streams, t, t + 1, out);
 }
-
 
 }  // namespace
 
@@ -176,13 +203,13 @@ extern "C" int anychip_block(const BlockWeights* weights, const LayerBuffers* bu
     const BlockPlan& p = *plan;
     int64_t threads = omp_get_max_threads(), longest = 0;
     for (int64_t t = 0; t < p.tokens; t++) {
-        longest = std::max<int64_t>(longest, p.window_count[t]);
+        longest = std::max<int64_t>(longest, w.kind == COMPRESSED ? p.window_count[t] : 0);
         if (!w.table) continue;
         if (ids[t] < 0 || ids[t] >= w.vocab) return 1;
         for (int64_t k = 0; k < w.topk; k++)
             if (int64_t e = w.table[ids[t] * w.topk + k]; e < 0 || e >= w.experts) return 2;
     }
-    longest += w.ratio == 4 ? std::min(p.most, w.index_topk) : p.most;
+    longest += w.index_heads ? std::min(p.most, w.index_topk) : p.most;
     Arena shared_size{nullptr}, own_size{nullptr};
     const Shared counted(shared_size, w, p, threads);
     const Own own_counted(own_size, w, p, longest);

@@ -5,23 +5,35 @@
 
 #include "route.h"
 
-constexpr RouteRule V4_ROUTE = {SQRTSOFTPLUS, 1, 1, 1};
 
+constexpr int64_t COMPRESSED = 0, GROUPED = 1, LATENT = 2;  // kinds of attention: V4's, GQA, MLA
+
+// `channels` are those of a row that is attended to: a V4 entry, one of kv_heads keys, a latent with its rotated key.
+// `streams` is 1 where the residual is a plain sum. `experts` 0: one dense SwiGLU of shared_width.
 struct BlockWeights {
     int64_t d, streams, iters, heads, channels, latent, groups, group_out, ratio, experts, topk, width, vocab;
-    int64_t index_heads, index_channels, index_topk;
-    double eps, hc_eps, limit, route_scale, index_scale;
+    int64_t index_heads, index_channels, index_topk, kind, kv_heads, nope, value, rank, shared_width, index_form;
+    RouteRule rule;
+    double eps, hc_eps, limit, route_scale, index_scale, scale, latent_eps;
     const float *attn_fn, *attn_base, *attn_scale, *attn_norm, *ffn_fn, *ffn_base, *ffn_scale, *ffn_norm;
     const float *wq_a, *q_norm, *wq_b, *wkv, *kv_norm, *wo_a, *wo_b, *sink;
     const float *pool_wkv, *pool_wgate, *pool_norm, *pool_ape;                          // null where ratio is 0
-    const float *index_wq_b, *index_proj, *index_wkv, *index_wgate, *index_norm, *index_ape;  // null unless CSA
+    const float *index_wq_b, *index_proj, *index_wkv, *index_wgate, *index_norm, *index_ape;  // null unless it selects
     const float *gate, *bias;
     const int64_t* table;  // expert ids by token id, or null
     const float *w13, *w2, *shared_w1, *shared_w3, *shared_w2;
+    const float *wv, *wkv_b, *index_bias;
+
+    int64_t query_width() const { return kind == LATENT ? nope + channels - rank : channels; }  // of a head, as projected
+    int64_t values() const { return kind == LATENT ? rank : channels; }
+    int64_t together() const { return heads / kv_heads; }  // heads that read one row
+    int64_t panels() const { return kv_heads * ((together() + 7) / 8); }
+    int64_t hidden() const { return topk * width + shared_width; }
 };
 
 struct LayerBuffers {
     float *window, *value, *gate, *entry, *index_value, *index_gate, *index_entry;
+    float* values;  // of GROUPED, whose keys are the entries
 };
 
 // Where a pass's rows go in a buffer: rows[i], or first + i where rows is null.
@@ -54,24 +66,27 @@ struct Arena {
 
 // What one thread writes and all read after a barrier.
 struct Shared {
-    float *mix, *latent, *kv, *proj, *query, *index_query, *index_score, *parts, *mixed, *y, *logits, *hidden;
+    float *mix, *latent, *kv, *proj, *query, *absorbed, *index_query, *index_key, *index_score, *parts, *mixed, *y, *logits,
+        *hidden;
     int32_t* selected;
 
     Shared(Arena& a, const BlockWeights& w, const BlockPlan& p, int64_t threads) {
-        const int64_t T = p.tokens, panels = (w.heads + 7) / 8;
+        const int64_t T = p.tokens;
         mix = a.take(T * w.streams * (w.streams + 2));
         latent = a.take(T * w.latent);
-        kv = a.take(T * w.channels);
+        kv = a.take(T * w.kv_heads * w.channels);
         proj = a.take(T * w.index_heads);
-        query = a.take(T * w.heads * w.channels);
+        query = a.take(T * w.heads * w.query_width());
+        absorbed = a.take(w.kind == LATENT ? T * w.heads * w.channels : 0);
         index_query = a.take(T * w.index_heads * w.index_channels);
+        index_key = a.take(w.kind == LATENT ? T * w.index_channels : 0);
         index_score = a.take(w.index_heads ? T * p.most : 0);
         selected = reinterpret_cast<int32_t*>(a.take(T * w.index_topk));
-        parts = a.take(threads * T * panels * 8 * (w.channels + 2));
-        mixed = a.take(T * w.groups * w.group_out);
+        parts = a.take(threads * T * w.panels() * 8 * (w.channels + 2));
+        mixed = a.take(T * (w.kind == LATENT ? w.heads * w.value : w.groups * w.group_out));
         y = a.take(T * w.d);
         logits = a.take(T * w.experts);
-        hidden = a.take(T * (w.topk + 1) * w.width);
+        hidden = a.take(T * w.hidden());
     }
 };
 

@@ -4,50 +4,63 @@
 
 namespace {
 
+// Rows that are read: keys and values, each so many floats apart.
 struct Span {
-    const float* rows;
-    int64_t count;
+    const float *key, *value;
+    int64_t key_step, value_step, count;
+};
+
+// Up to eight heads of one token that read the same rows.
+struct Reader {
+    const float* query;  // [heads][channels]
+    int64_t heads, channels, values;
+    float scale;
+    const float* sink;  // or null
 };
 
 // A token's keys that are this thread's: a part of its window, then a part of its entries.
 void own_keys(const Pass& q, int64_t t, Span* spans) {
     const BlockWeights& w = q.w;
-    const int64_t near = q.p.window_count[t], C = w.channels;
+    const int64_t near = w.kind == COMPRESSED ? q.p.window_count[t] : 0, C = w.channels, all = w.kv_heads * C;
     const int32_t* chosen = q.s.selected + t * w.index_topk;
     int64_t far = w.ratio ? q.p.visible_count[t] : 0;
     if (q.sparse()) far = std::find(chosen, chosen + w.index_topk, -1) - chosen;
     const int64_t from = q.team.from(near + far), to = q.team.to(near + far);
     const int64_t a = std::max<int64_t>(from - near, 0), b = std::max<int64_t>(to - near, 0);
-    spans[0] = {q.b.window + (q.p.window_start[t] + std::min(from, near)) * C, std::min(to, near) - std::min(from, near)};
-    spans[1] = {nullptr, b - a};
-    if (far && !q.sparse()) spans[1].rows = q.b.entry + (q.p.visible_start[t] + a) * C;
+    const float* window = near ? q.b.window + (q.p.window_start[t] + std::min(from, near)) * C : nullptr;
+    spans[0] = {window, window, C, C, std::min(to, near) - std::min(from, near)};
+    spans[1] = {nullptr, nullptr, all, all, b - a};
+    if (far && !q.sparse()) {
+        spans[1].key = q.b.entry + (q.p.visible_start[t] + a) * all;
+        spans[1].value = w.kind == GROUPED ? q.b.values + (q.p.visible_start[t] + a) * all : spans[1].key;
+    }
     if (!q.sparse()) return;
     for (int64_t k = a; k < b; k++) std::memcpy(q.o.gathered + (k - a) * C, q.b.entry + chosen[k] * C, sizeof(float) * C);
-    spans[1].rows = q.o.gathered;
+    spans[1].key = spans[1].value = q.o.gathered;
 }
 
 void score_keys(const Span& keys, int64_t channels, const float* panel, float* score) {
+    const int64_t step = keys.key_step;
     int64_t k = 0;
-    for (; k + 12 <= keys.count; k += 12) tile<12, 1>(channels, keys.rows + k * channels, channels, 1, panel, 8, score + k * 8, 8, false);
-    for (; k + 4 <= keys.count; k += 4) tile<4, 1>(channels, keys.rows + k * channels, channels, 1, panel, 8, score + k * 8, 8, false);
-    for (; k < keys.count; k++) tile<1, 1>(channels, keys.rows + k * channels, channels, 1, panel, 8, score + k * 8, 8, false);
+    for (; k + 12 <= keys.count; k += 12) tile<12, 1>(channels, keys.key + k * step, step, 1, panel, 8, score + k * 8, 8, false);
+    for (; k + 4 <= keys.count; k += 4) tile<4, 1>(channels, keys.key + k * step, step, 1, panel, 8, score + k * 8, 8, false);
+    for (; k < keys.count; k++) tile<1, 1>(channels, keys.key + k * step, step, 1, panel, 8, score + k * 8, 8, false);
 }
 
-void add_values(const Span& keys, int64_t channels, const float* weight, float* out) {
+void add_values(const Span& keys, int64_t values, const float* weight, float* out) {
     for (int64_t k = 0; k < keys.count; k += 32) {
         const int64_t n = std::min<int64_t>(32, keys.count - k);
-        for (int64_t c = 0; c < channels; c += 8)
-            tile<8, 1>(n, keys.rows + k * channels + c, 1, channels, weight + k * 8, 8, out + c * 8, 8, true);
+        for (int64_t c = 0; c < values; c += 8)
+            tile<8, 1>(n, keys.value + k * keys.value_step + c, 1, keys.value_step, weight + k * 8, 8, out + c * 8, 8, true);
     }
 }
 
-// This thread's keys of one token for eight heads (the lanes): part = top, sum, then values [channels], by lane.
-void attend(const Pass& q, int64_t t, int64_t head, const Span* spans, float* part) {
-    const int64_t C = q.w.channels, heads = std::min<int64_t>(8, q.w.heads - head), count = spans[0].count + spans[1].count;
-    const float scale = 1.0f / std::sqrt((float)C), *query = q.o.query + (t * q.w.heads + head) * C;
+// This thread's keys of a reader, whose heads are the lanes: part = top, sum, then values, by lane.
+void attend(const Pass& q, const Reader& r, const Span* spans, float* part) {
+    const int64_t C = r.channels, count = spans[0].count + spans[1].count;
     for (int64_t c = 0; c < C; c += 8) {
         f8 block[8];
-        for (int i = 0; i < 8; i++) block[i] = i < heads ? load8(query + i * C + c) * scale : all8(0.0f);
+        for (int i = 0; i < 8; i++) block[i] = i < r.heads ? load8(r.query + i * C + c) * r.scale : all8(0.0f);
         transpose8(block);
         for (int i = 0; i < 8; i++) store8(q.o.panel + (c + i) * 8, block[i]);
     }
@@ -63,44 +76,63 @@ void attend(const Pass& q, int64_t t, int64_t head, const Span* spans, float* pa
     }
     store8(part, top);
     store8(part + 8, sum);
-    std::fill(part + 16, part + 16 + 8 * C, 0.0f);
-    add_values(spans[0], C, q.o.score, part + 16);
-    add_values(spans[1], C, far, part + 16);
+    std::fill(part + 16, part + 16 + 8 * r.values, 0.0f);
+    add_values(spans[0], r.values, q.o.score, part + 16);
+    add_values(spans[1], r.values, far, part + 16);
 }
 
-// Join the threads' parts of eight heads, with the sink, into own.out.
-void join_parts(const Pass& q, int64_t t, int64_t head, const float* parts, int64_t step) {
-    const int64_t C = q.w.channels, heads = std::min<int64_t>(8, q.w.heads - head), n = q.team.count;
-    f8 top = load_part(q.w.sink + head, heads), sum;
+// Join the threads' parts of a reader, with the sink, into out [heads][values].
+void join_parts(const Reader& r, int64_t n, const float* parts, int64_t step, float* out) {
+    f8 top = r.sink ? load_part(r.sink, r.heads) : all8(-INFINITY), sum;
     const f8 sink = top;
     for (int64_t i = 0; i < n; i++) top = larger8(top, load8(parts + i * step));
     sum = exp8(sink - top);
     for (int64_t i = 0; i < n; i++) sum += exp8(load8(parts + i * step) - top) * load8(parts + i * step + 8);
     f8 inverse = 1.0f / sum;
-    float* out = q.o.out + (t * q.w.heads + head) * C;
-    for (int64_t c = 0; c < C; c += 8) {
+    for (int64_t c = 0; c < r.values; c += 8) {
         f8 block[8] = {};
         for (int64_t i = 0; i < n; i++) {
             f8 factor = exp8(load8(parts + i * step) - top) * inverse;
             for (int j = 0; j < 8; j++) block[j] += load8(parts + i * step + 16 + (c + j) * 8) * factor;
         }
         transpose8(block);
-        for (int j = 0; j < heads; j++) store8(out + j * C + c, block[j]);
+        for (int j = 0; j < r.heads; j++) store8(out + j * r.values + c, block[j]);
     }
 }
 
-void attention(const Pass& q) {
+// own.out [T][heads][values] from queries [T][heads][channels]: every thread reads its part of the rows.
+void attend_all(const Pass& q, const float* query) {
     const BlockWeights& w = q.w;
-    const int64_t T = q.p.tokens, panels = (w.heads + 7) / 8, size = 8 * (w.channels + 2), step = T * panels * size;
-    anychip_norm_rope(T * w.heads, w.channels, w.heads, q.p.half, 0, w.eps, q.s.query, nullptr, q.p.cos, q.p.sin, q.o.query, nullptr);
+    const int64_t T = q.p.tokens, R = w.together(), per_group = (R + 7) / 8, panels = w.panels();
+    const int64_t size = 8 * (w.channels + 2), step = T * panels * size;
+    const float scale = w.scale ? (float)w.scale : 1.0f / std::sqrt((float)w.channels);
+    const auto reader = [&](int64_t t, int64_t panel) {
+        const int64_t head = panel / per_group * R + panel % per_group * 8;
+        return Reader{query + (t * w.heads + head) * w.channels, std::min<int64_t>(8, R - panel % per_group * 8), w.channels,
+                      w.values(), scale, w.sink ? w.sink + head : nullptr};
+    };
     for (int64_t t = 0; t < T; t++) {
         Span spans[2];
         own_keys(q, t, spans);
-        for (int64_t g = 0; g < panels; g++) attend(q, t, g * 8, spans, q.s.parts + q.team.me * step + (t * panels + g) * size);
+        for (int64_t g = 0; g < panels; g++) {
+            attend(q, reader(t, g), spans, q.s.parts + q.team.me * step + (t * panels + g) * size);
+            if ((g + 1) % per_group == 0 && spans[1].key) spans[1].key += w.channels, spans[1].value += w.channels;
+        }
     }
     q.team.sync();
     for (int64_t t = 0; t < T; t++)
-        for (int64_t g = 0; g < panels; g++) join_parts(q, t, g * 8, q.s.parts + (t * panels + g) * size, step);
+        for (int64_t g = 0; g < panels; g++) {
+            const Reader r = reader(t, g);
+            const int64_t row = (r.query - query) / w.channels;  // of [T][heads]
+            join_parts(r, q.team.count, q.s.parts + (t * panels + g) * size, step, q.o.out + row * w.values());
+        }
+}
+
+void compressed_attention(const Pass& q) {
+    const BlockWeights& w = q.w;
+    const int64_t T = q.p.tokens;
+    anychip_norm_rope(T * w.heads, w.channels, w.heads, q.p.half, 0, w.eps, q.s.query, nullptr, q.p.cos, q.p.sin, q.o.query, nullptr);
+    attend_all(q, q.o.query);
     anychip_rope(T * w.heads, w.channels, w.heads, q.p.half, 0, -1.0f, q.o.out, q.p.cos, q.p.sin, q.o.turned);
 }
 

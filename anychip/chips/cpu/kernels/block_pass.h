@@ -71,7 +71,7 @@ struct Pass {
     const Own& o;
     Team team;
     bool csa() const { return w.ratio == 4; }
-    bool sparse() const { return csa() && p.most > w.index_topk; }
+    bool sparse() const { return w.index_heads && p.most > w.index_topk; }
     int64_t width(int64_t channels) const { return csa() ? 2 * channels : channels; }
     Product product(const float* w_, const float* x, int64_t rows, int64_t inputs, float* y) const {
         return {w_, x, inputs, rows, inputs, y, rows, {nullptr, 0}};
