@@ -92,8 +92,12 @@ def _attention(call: Call, fraction: float) -> Call:
 
 
 def _grouped_attention(call: Call, fraction: float) -> Call:
+    """Fewer keys for fewer tokens, too: but for those that every token sees."""
     query, key, value, ranges, scale = call.arguments
-    return call._replace(arguments=(query, key, value, _from_first(ranges, query.shape[0], key.shape[0]), scale))
+    seen = _from_first(ranges, query.shape[0], key.shape[0])
+    rows = max(seen.max_count, round(key.shape[0] * fraction))
+    key, value = (kept.new_empty(rows, *kept.shape[1:]) for kept in (key, value))
+    return call._replace(arguments=(query, key, value, seen, scale))
 
 
 def _index_topk(call: Call, fraction: float) -> Call:
