@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from .writing import TensorSpec
 
 FORMATS = ("fp32", "bf16", "fp8", "fp4")
 FLOATS = ("F32", "BF16", "F16")
-FP8, FP4, SCALES = "F8_E4M3", ("I8", "U8"), ("F8_E8M0", "F32")
+FP8, FP4 = "F8_E4M3", ("I8", "U8")
+SCALES = {"fp8": ("F8_E8M0", "F32", "BF16"), "fp4": ("F8_E8M0",)}  # Qwen3's are BF16
 
 
 class Form(NamedTuple):
@@ -23,22 +25,37 @@ class Form(NamedTuple):
     kind: str
     weight: TensorSpec
     scale: TensorSpec | None = None
+    fitted: bool = False  # the scales fit the blocks' largest values (see layout.Scaling)
 
     def specs(self) -> list[TensorSpec]:
         """The tensors to write, in order."""
         return [self.weight] if self.scale is None else [self.weight, self.scale]
 
 
-def check_format(format: str) -> None:
-    """Raise InputError where there is no such format."""
+def check_format(format: str, todo: Iterable[Piece]) -> None:
+    """Raise InputError where there is no such format, or these pieces cannot be stored in it."""
     if format not in FORMATS:
         raise InputError(
             f"no checkpoint format {format!r}; there are {', '.join(FORMATS)}.{nearest(format, FORMATS)}"
         )
 
 
-def form(piece: Piece, format: str) -> Form:
-    """Return how the publisher stores a piece in this format (see `layout.Role`)."""
+    if format != "fp4":
+        return
+    experts = [piece for piece in todo if piece.role is Role.EXPERT]
+    if not all(piece.scaling.e8m0 for piece in experts) or not experts:
+        raise InputError("the publisher of this model has no layout in fp4: use fp8")
+    widths = sorted({piece.shape[-1] for piece in experts if piece.shape[-1] % formats.FP4_BLOCK[1]})
+    if widths:
+        raise InputError(f"fp4 needs hidden_size and moe_intermediate_size to be multiples of 32; here {widths} are "
+                         "not: use fp8")
+
+
+def form(piece: Piece, format: str, kept: torch.dtype | None = None) -> Form:
+    """Return how the publisher stores a piece in this format (see `layout.Role`).
+
+    kept: the dtype of the scale that it was read with. Checkpoints with scales in FP32 and BF16 are both about.
+    """
     kind = _kind(piece.role, format)
     if kind == "table":
         return Form(kind, TensorSpec(piece.name, torch.int64, piece.shape))
@@ -47,7 +64,8 @@ def form(piece: Piece, format: str) -> Form:
         return Form(
             kind,
             TensorSpec(piece.name, formats.E4M3, piece.shape),
-            TensorSpec(piece.scale, formats.E8M0, grid),
+            TensorSpec(piece.scale, formats.E8M0 if piece.scaling.e8m0 else kept or torch.float32, grid),
+            piece.scaling.fitted,
         )
     if kind == "fp4":
         rows, columns = piece.shape
@@ -82,11 +100,6 @@ def form_of_stored(piece: Piece, dtype: str) -> str | None:
     return "fp4" if dtype in FP4 and piece.role is Role.EXPERT else None
 
 
-def unfit_for_fp4(piece: Piece) -> bool:
-    """Whether a piece's rows cannot be cut into FP4's blocks of 32."""
-    return piece.role is Role.EXPERT and piece.shape[-1] % formats.FP4_BLOCK[1] != 0
-
-
 def decode(kind: str, weight: Tensor, scale: Tensor | None) -> Tensor:
     """Return a stored piece's values: fp32 where it was quantised, as stored otherwise."""
     if kind == "fp8":
@@ -98,15 +111,17 @@ def decode(kind: str, weight: Tensor, scale: Tensor | None) -> Tensor:
     return weight
 
 
-def encode(kind: str, value: Tensor, scale: Tensor | None = None) -> tuple[Tensor, ...]:
+def encode(form: Form, value: Tensor, scale: Tensor | None = None) -> tuple[Tensor, ...]:
     """Return a piece's stored tensors (weight, then scale where quantised). `scale` as in `formats.quantize_fp8`."""
-    if kind == "fp8":
-        return tuple(formats.quantize_fp8(value, scale=scale))
-    if kind == "fp4":
+    if form.kind == "fp8":
+        assert form.scale is not None
+        codes, made = formats.quantize_fp8(value, scale=scale, fitted=form.fitted)
+        if made.dtype is not form.scale.dtype:
+            made = formats.decode_e8m0(made) if made.dtype is formats.E8M0 else made.to(form.scale.dtype)
+        return codes, made
+    if form.kind == "fp4":
         return tuple(formats.quantize_fp4(value, scale=scale))
-    return (
-        value.to(torch.int64 if kind == "table" else torch.float32 if kind == "fp32" else torch.bfloat16),
-    )
+    return (value.to(form.weight.dtype),)
 
 
 def largest_finite(kind: str) -> float:

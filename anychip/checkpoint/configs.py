@@ -8,9 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import DeepseekV4Config, ModelConfig, only
+from ..config import DeepseekV4Config, ModelConfig
 from ..errors import ConfigError
 from .files import CONFIG
+from .layout import FITTED, SCALINGS
+from .spelling import mtp_prefix
 
 _LAYER_TYPES = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
 _RATIOS = {name: ratio for ratio, name in _LAYER_TYPES.items()}
@@ -31,13 +33,15 @@ _CHECKED = (
     "scoring_func",
     "norm_topk_prob",
 )
+# Of the other families: what transformers derives from the fields that the publisher writes.
+_DERIVED = ("rope_parameters", "layer_types", "mlp_layer_types", "qk_head_dim", "num_local_experts")
 
 
 def read_config(folder: str | Path, names: Collection[str] = ()) -> ModelConfig:
     """Read config.json of either form. Raises ConfigError with every reason why it cannot be used.
 
     `names` are the folder's tensors: transformers' form keeps the number of MTP blocks that it once read and drops
-    the blocks, so there the model has an MTP block only where a name begins with `mtp.`.
+    the blocks, so there the model has an MTP block only where a tensor is of one.
     """
     path = Path(folder) / CONFIG
     try:
@@ -50,31 +54,64 @@ def read_config(folder: str | Path, names: Collection[str] = ()) -> ModelConfig:
         raise ConfigError(f"{path} is not JSON ({error}); download it again") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} holds a {type(fields).__name__}, not the fields of a config.json")
-    if "layer_types" not in fields:
+    if ("layer_types" if fields.get("model_type") == "deepseek_v4" else "rope_parameters") not in fields:
         return ModelConfig.from_dict(fields)
-    if not any(name.startswith("mtp.") for name in names):
-        fields["num_nextn_predict_layers"] = 0
-    return from_transformers(fields)
+    config = from_transformers(fields)
+    if any(name.startswith(mtp_prefix(config)) for name in names):
+        return config
+    return from_transformers(fields | {"num_nextn_predict_layers": 0})
 
 
 def publisher_config(config: ModelConfig, format: str) -> dict[str, Any]:
     """Return the publisher's config.json of a checkpoint stored in this format (fp32, bf16, fp8 or fp4)."""
     fields = config.to_dict() | {"torch_dtype": "float32" if format == "fp32" else "bfloat16"}
     if format in ("fp8", "fp4"):
+        scaling = SCALINGS.get(config.family, FITTED)
         fields["quantization_config"] = {
             "quant_method": "fp8",
             "fmt": "e4m3",
-            "scale_fmt": "ue8m0",
+            **({} if scaling.fitted else {"scale_fmt": "ue8m0"}),
             "weight_block_size": [128, 128],
             "activation_scheme": "dynamic",
         }
-        fields["expert_dtype"] = format  # transformers reads fp8 and fp4
+        if config.family == "v4":
+            fields["expert_dtype"] = format  # transformers reads fp8 and fp4
     return fields
 
 
 def transformers_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """Return the config.json that transformers' DeepseekV4Config writes for this model."""
-    config = only(config, DeepseekV4Config, "transformers' form of config.json")
+    """Return the config.json that transformers' configuration of this model type writes."""
+    if isinstance(config, DeepseekV4Config):
+        return _v4_to_transformers(config, dtype)
+    fields = config.to_dict()
+    theta, scaling = fields.pop("rope_theta", config.rope_theta), fields.pop("rope_scaling", None)
+    rope = {"rope_type": "default", "rope_theta": theta}
+    if scaling is not None:
+        rope |= {name: value for name, value in scaling.items() if name != "type"} | {"rope_type": "yarn"}
+    return fields | {"dtype": dtype, "rope_parameters": rope}
+
+
+def from_transformers(fields: Mapping[str, Any]) -> ModelConfig:
+    """Return the model of a transformers config.json. Raises ConfigError with every reason why there is none."""
+    if fields.get("model_type") == "deepseek_v4":
+        return _v4_from_transformers(fields)
+    rope = {name: value for name, value in (fields.get("rope_parameters") or {}).items() if name != "type"}
+    theta, kind = rope.pop("rope_theta", None), rope.pop("rope_type", "default")
+    values = {name: value for name, value in fields.items() if name not in _DERIVED}
+    values |= {"rope_theta": theta, "rope_scaling": None if kind == "default" else {"type": kind, **rope}}
+    if "num_local_experts" in fields:
+        values["num_experts"] = fields["num_local_experts"]
+    if "kv_lora_rank" in fields:
+        values.pop("head_dim", None)  # transformers sets it to qk_rope_head_dim
+    dense = fields.get("first_k_dense_replace", 0)
+    kinds = fields.get("mlp_layer_types")
+    if kinds is not None and kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense):
+        raise ConfigError(f"transformers' config.json cannot be used:\n  mlp_layer_types={kinds}: only "
+                          f"first_k_dense_replace={dense} dense layers, then sparse ones, can be run")
+    return ModelConfig.from_dict(values)
+
+
+def _v4_to_transformers(config: DeepseekV4Config, dtype: str) -> dict[str, Any]:
     fields = {
         name: value for name, value in config.to_dict().items() if name not in _RESHAPED | {"topk_method"}
     }
@@ -97,8 +134,7 @@ def transformers_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def from_transformers(fields: Mapping[str, Any]) -> ModelConfig:
-    """Return the model of a transformers config.json. Raises ConfigError with every reason why there is none."""
+def _v4_from_transformers(fields: Mapping[str, Any]) -> ModelConfig:
     problems: list[str] = []
     values = {name: fields[name] for name in fields if name in (_OWN - _RESHAPED) or name in _CHECKED}
     values["compress_ratios"] = [_ratio(name, problems) for name in fields["layer_types"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..errors import InputError
 from ..model import Transformer
 from . import codec
 from .configs import publisher_config
 from .files import CONFIG
 from .layout import Piece, pieces
 from .load import Progress
+from .naming import publisher, stored_tensors
 from .problems import Problems
 from .writing import SHARD_BYTES, FolderWriter
 
@@ -47,23 +48,22 @@ def save_checkpoint(
     did not change are written with the bytes that were read; otherwise scales follow the publisher's rule.
     Raises InputError for a bad format or target, CheckpointError naming every tensor that is not finite.
     """
-    codec.check_format(format)
     todo = list(pieces(config))
-    check_blocks(todo, format)
+    codec.check_format(format, todo)
+    kept = scales or {}
     tensors = model.state_dict(keep_vars=True)
-    forms = {piece.name: codec.form(piece, format) for piece in todo}
-    writer = FolderWriter(
-        folder, [spec for item in forms.values() for spec in item.specs()], shard_bytes=shard_bytes
-    )
+    forms = {piece.name: codec.form(piece, format, _dtype(kept.get(piece.name))) for piece in todo}
+    stored = [(place, _whole(forms[place.name], place.shape)) for place in stored_tensors(config, publisher)]
+    writer = FolderWriter(folder, [spec for _, item in stored for spec in item.specs()], shard_bytes=shard_bytes)
     _check_finite(todo, forms, tensors, Path(folder))
-    done, total = 0, sum(spec.nbytes for item in forms.values() for spec in item.specs())
+    done, total = 0, sum(spec.nbytes for _, item in stored for spec in item.specs())
     with writer, torch.no_grad():
-        for piece in todo:
-            item, tensor = forms[piece.name], tensors[piece.tensor]
-            value = tensor[piece.index] if piece.index else tensor
+        for place, item in stored:
+            values = [_value(tensors, piece) for piece in place.pieces]
             # On the CPU whatever the chip: the same weights give the same bytes everywhere.
-            stored = codec.encode(item.kind, value.cpu(), (scales or {}).get(piece.name))
-            for spec, data in zip(item.specs(), stored, strict=True):
+            value = (values[0] if len(values) == 1 else torch.cat(values, -1)).cpu()
+            encoded = codec.encode(item, value, kept.get(place.name))
+            for spec, data in zip(item.specs(), encoded, strict=True):
                 writer.write(spec.name, data)
                 done += spec.nbytes
             if progress is not None:
@@ -73,14 +73,18 @@ def save_checkpoint(
             tokenizer.save(writer.folder)
 
 
-def check_blocks(todo: list[Piece], format: str) -> None:
-    """Raise InputError where the experts' rows cannot be cut into FP4's blocks of 32."""
-    if format == "fp4" and any(codec.unfit_for_fp4(piece) for piece in todo):
-        widths = sorted({piece.shape[-1] for piece in todo if codec.unfit_for_fp4(piece)})
-        raise InputError(
-            f"fp4 needs hidden_size and moe_intermediate_size to be multiples of 32; here {widths} are "
-            "not: use fp8"
-        )
+def _dtype(scale: Tensor | None) -> torch.dtype | None:
+    return None if scale is None else scale.dtype
+
+
+def _value(tensors: Mapping[str, Tensor], piece: Piece) -> Tensor:
+    tensor = tensors[piece.tensor]
+    return tensor[piece.index] if piece.index else tensor
+
+
+def _whole(form: codec.Form, shape: tuple[int, ...]) -> codec.Form:
+    """The form of a published tensor that joins pieces, none of which is quantised."""
+    return form if form.scale else form._replace(weight=replace(form.weight, shape=shape))
 
 
 def _check_finite(
@@ -89,8 +93,7 @@ def _check_finite(
     problems = Problems()
     with torch.no_grad():
         for piece in todo:
-            tensor, kind = tensors[piece.tensor], forms[piece.name].kind
-            value = tensor[piece.index] if piece.index else tensor
+            value, kind = _value(tensors, piece), forms[piece.name].kind
             if kind != "table" and not math.isfinite(_amax(value)):
                 problems.add("not finite", f"{piece.name} holds NaN or Inf")
             elif kind != "table" and _amax(value) > codec.largest_finite(kind):

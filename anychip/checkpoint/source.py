@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import DeepseekV4Config, ModelConfig, only
+from ..config import ModelConfig
 from ..errors import CheckpointError
 from . import codec
 from .configs import read_config
 from .files import CheckpointFolder
-from .layout import Piece, Role, is_shared_copy
+from .layout import Piece, Role
 from .naming import Stored, canonical, in_model, publisher, stored_tensors, transformers
 from .problems import Problems
+from .spelling import mtp_prefix, shared_copies
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Source:
         return weight, None if part.scale is None else self.folder.read(part.scale)
 
     def checked(self, part: Part) -> tuple[Tensor, Tensor | None] | None:
-        """Return a piece's values and its E8M0 scale; note a problem and return None where they cannot be used."""
+        """Return a piece's values and the scale to keep; note a problem and return None where they cannot be used."""
         try:
             weight, scale = self.raw(part)
         except CheckpointError as error:
@@ -62,11 +63,13 @@ class Source:
                 "not finite", f"{part.name}{_where(part)} has {count} NaN or Inf of {value.numel()}"
             )
             return None
-        return value, scale if scale is not None and scale.dtype is torch.float8_e8m0fnu else None
+        keeps = scale is not None and (scale.dtype is torch.float8_e8m0fnu or not part.piece.scaling.e8m0)
+        return value, scale if keeps else None
 
     def _in_table(self, part: Part, value: Tensor) -> bool:
-        low, high = int(value.min()), int(value.max())
-        count = only(self.config, DeepseekV4Config, part.name).n_routed_experts
+        mixture = self.config.mixture
+        assert mixture is not None  # only a mixture has a table
+        low, high, count = int(value.min()), int(value.max()), mixture.num_experts
         if low < 0 or high >= count:
             self.problems.add(
                 "out of range", f"{part.name} has expert ids {low} to {high}; there are {count} experts"
@@ -94,13 +97,14 @@ def open_source(where: str | Path, config: ModelConfig | None = None) -> Source:
     """
     folder = CheckpointFolder(where)
     config = config or read_config(folder.folder, folder.tensors.keys() | folder.unreadable)
-    lost = frozenset(map(canonical, folder.unreadable))
+    rename = canonical(config)
+    lost = frozenset(map(rename, folder.unreadable))
     source = Source(folder, config, problems=Problems(folder.problems), lost=lost)
-    names = _by_canonical_name(source)
+    names = _by_canonical_name(source, rename)
     used: set[str] = set()
     for stack in stored_tensors(config, in_model):
         is_stack = len(stack.pieces) > 1 and stack.name in names
-        for stored in [stack] if is_stack else [Stored(p.name, p.shape, (p,)) for p in stack.pieces]:
+        for stored in [stack] if is_stack else [Stored(p.name, p.whole_shape, (p,)) for p in stack.pieces]:
             used.add(stored.name)
             kind = _kind(source, stored, names)
             if kind in ("fp8", "fp4"):
@@ -113,11 +117,11 @@ def open_source(where: str | Path, config: ModelConfig | None = None) -> Source:
     return source
 
 
-def _by_canonical_name(source: Source) -> dict[str, str]:
+def _by_canonical_name(source: Source, rename: Callable[[str], str]) -> dict[str, str]:
     """Return published (or stacked) name -> stored name of the tensors that can be read."""
     names: dict[str, str] = {}
     for name in source.folder.tensors:
-        key = canonical(name)
+        key = rename(name)
         if key in names:
             source.problems.add("double", f"{name} and {names[key]} are the same tensor")
         names.setdefault(key, name)
@@ -127,7 +131,7 @@ def _by_canonical_name(source: Source) -> dict[str, str]:
 def _parts(stored: Stored, kind: str, names: Mapping[str, str]) -> Iterator[Part]:
     for piece in stored.pieces:
         scale = names[piece.scale] if kind in ("fp8", "fp4") else None
-        yield Part(piece, names[stored.name], piece.index if len(stored.pieces) > 1 else (), kind, scale)
+        yield Part(piece, names[stored.name], piece.index if len(stored.pieces) > 1 else piece.part, kind, scale)
 
 
 def _kind(source: Source, stored: Stored, names: Mapping[str, str]) -> str | None:
@@ -157,7 +161,7 @@ def _note_missing(source: Source, piece: Piece, names: Mapping[str, str]) -> Non
         return
     spelled = publisher if names.get("embed.weight", "embed.weight") == "embed.weight" else transformers
     source.problems.add("missing", spelled(piece).name)
-    if piece.name.startswith("mtp."):
+    if piece.name.startswith(mtp_prefix(source.config)):
         source.problems.advise(
             "num_nextn_predict_layers=0 in config.json loads a model without its MTP block"
         )
@@ -171,8 +175,9 @@ def _scale_fits(source: Source, piece: Piece, kind: str, names: Mapping[str, str
             source.problems.add("missing", f"{piece.scale}, the scale of {piece.name}")
         return False
     info = tensors[names[piece.scale]]
-    if info.dtype not in codec.SCALES[: 2 if kind == "fp8" else 1]:
-        source.problems.add("wrong dtype", f"{piece.scale} is {info.dtype}; a scale is F8_E8M0")
+    if info.dtype not in codec.SCALES[kind]:
+        wanted = "F8_E8M0" if piece.scaling.e8m0 else "F32"
+        source.problems.add("wrong dtype", f"{piece.scale} is {info.dtype}; a scale is {wanted}")
         return False
     if info.shape != spec.shape:
         source.problems.add(
@@ -183,13 +188,14 @@ def _scale_fits(source: Source, piece: Piece, kind: str, names: Mapping[str, str
 
 
 def _note_extra(source: Source, used: set[str]) -> None:
+    copies, mtp = shared_copies(source.config), mtp_prefix(source.config)
     for name, info in source.folder.tensors.items():
-        if name in used or is_shared_copy(name):
+        if name in used or name.startswith(copies):
             continue
         source.problems.add("extra", f"{name} {info.dtype} {list(info.shape)}")
         if re.search(r"^mtp\.[12]\.|main_proj|markov|confidence", name):
             source.problems.advise("these are DSpark draft blocks, not an MTP block; this model has none")
-        elif name.startswith("mtp."):
+        elif name.startswith(mtp):
             source.problems.advise("num_nextn_predict_layers=1 in config.json loads the MTP block")
 
 

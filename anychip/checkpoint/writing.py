@@ -25,6 +25,7 @@ from ..errors import InputError
 from .files import INDEX
 
 SHARD_BYTES = 4 * 10**9
+SCALE_SUFFIXES = (".scale", ".weight_scale_inv")
 DTYPE_NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -212,7 +213,7 @@ def _split(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpe
     shards: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
-        if shards[-1] and size + spec.nbytes > shard_bytes and not spec.name.endswith(".scale"):
+        if shards[-1] and size + spec.nbytes > shard_bytes and not spec.name.endswith(SCALE_SUFFIXES):
             shards.append([])
             size = 0
         shards[-1].append(spec)

@@ -66,6 +66,14 @@ def fp8_scale(x: Tensor, block: tuple[int, int]) -> Tensor:
     return _scale_or_nan(ceil_log2_ratio(amax.clamp_min(FP8_AMAX_FLOOR), E4M3_MAX), amax)
 
 
+def fp8_fitted_scale(x: Tensor, block: tuple[int, int]) -> Tensor:
+    """Return each block's fp32 scale amax / 448 (at least 2^-126): the largest value's code is 448.
+
+    Source: DeepSeek-V3's inference/kernel.py; its published weights, Qwen3's and GLM's have such scales.
+    """
+    return (_block_amax(x, block) / E4M3_MAX).clamp_min(2.0**-126)
+
+
 def fp4_scale(x: Tensor) -> Tensor:
     """Return the E8M0 scale 2^ceil(log2(amax / 6)), at least 2^-126, of each 32; NaN where they are not finite."""
     amax = _block_amax(x, FP4_BLOCK)
@@ -92,14 +100,15 @@ def decode_e4m3(codes: Tensor) -> Tensor:
 
 
 def quantize_fp8(
-    x: Tensor, block: tuple[int, int] = FP8_WEIGHT_BLOCK, scale: Tensor | None = None
+    x: Tensor, block: tuple[int, int] = FP8_WEIGHT_BLOCK, scale: Tensor | None = None, *, fitted: bool = False
 ) -> Quantized:
-    """Quantise x [..., m, n] to E4M3 by blocks; scale [..., ceil(m/rows), ceil(n/columns)].
+    """Quantise x [..., m, n] to E4M3 by blocks; scale [..., ceil(m/rows), ceil(n/columns)], E8M0 (`fitted`: fp32).
 
-    A given `scale` is used where it reproduces the whole block exactly (a block once read with that scale), so
-    reading and writing a checkpoint keeps its bytes; the rule alone may halve a scale whose largest code is 224.
+    A given `scale` (then also in its dtype) is used where it reproduces the whole block exactly (a block once read
+    with that scale), so reading and writing a checkpoint keeps its bytes; the rule alone may halve a scale whose
+    largest code is 224.
     """
-    computed = fp8_scale(x, block)
+    computed = fp8_fitted_scale(x, block) if fitted else fp8_scale(x, block)
     if scale is not None:
         computed = _keep_exact(x, scale, computed, block)
     return Quantized(encode_e4m3(x.float() / expand_scale(computed, block, x.shape)), computed)
@@ -247,16 +256,22 @@ def _block_amax(x: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def _keep_exact(x: Tensor, given: Tensor, computed: Tensor, block: tuple[int, int]) -> Tensor:
-    """Return the given E8M0 scale where it holds its whole block exactly, the computed one elsewhere."""
+    """Return the given scale where it holds its whole block exactly, the computed one elsewhere; in `given`'s dtype."""
     if given.shape != computed.shape:
         raise InputError(
             f"the scale has shape {tuple(given.shape)}; blocks of {block} of {tuple(x.shape)} "
             f"need {tuple(computed.shape)}"
         )
-    if torch.equal(given.view(torch.uint8), computed.view(torch.uint8)):
+    if given.dtype is not E8M0:
+        computed = (decode_e8m0(computed) if computed.dtype is E8M0 else computed).to(given.dtype)
+    if torch.equal(_bits(given), _bits(computed)):
         return computed
     spread = expand_scale(given, block, x.shape)
     scaled = x.float() / spread
     held = decode_e2m1(encode_e2m1(scaled)) if block == FP4_BLOCK else decode_e4m3(encode_e4m3(scaled))
     wrong = _block_amax(held.mul_(spread) != x, block) > 0
-    return torch.where(wrong, computed.view(torch.uint8), given.view(torch.uint8)).view(E8M0)
+    return torch.where(wrong, _bits(computed), _bits(given)).view(given.dtype)
+
+
+def _bits(scale: Tensor) -> Tensor:
+    return scale.view(torch.uint8) if scale.dtype is E8M0 else scale
