@@ -5,6 +5,7 @@ The shared expert is the routed kernel with one expert. A few tokens stream each
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from .kernels import load_library
 
 _F32 = torch.float32
 _PANEL = 16  # tokens a panel, as in tile.h
+_MANY = 128  # tokens from which torch's products are faster in training: dense layers are wide, experts narrow
 _FEW = 8  # up to this many (token, choice) pairs an expert on average, streaming the weights is faster than panels
 
 
@@ -62,7 +64,9 @@ def mlp(x_Td: Tensor, w1_Fd: Tensor, w3_Fd: Tensor, w2_dF: Tensor, limit: float)
     if not (x_Td.dtype is w1_Fd.dtype is w3_Fd.dtype is w2_dF.dtype is _F32):
         refuse("mlp", x_Td, w1_Fd, w3_Fd, w2_dF)
     if wants_grad(x_Td, w1_Fd, w3_Fd, w2_dF):
-        out: Tensor = _Mlp.apply(x_Td, w1_Fd, w3_Fd, w2_dF, limit)
+        wide = math.isinf(limit) and x_Td.shape[0] >= _MANY
+        out: Tensor = (_WideMlp.apply(x_Td, w1_Fd, w3_Fd, w2_dF) if wide
+                       else _Mlp.apply(x_Td, w1_Fd, w3_Fd, w2_dF, limit))
         return out
     x, w1, w3, w2 = x_Td.contiguous(), w1_Fd.contiguous(), w3_Fd.contiguous(), w2_dF.contiguous()
     d, width = w2.shape
@@ -168,6 +172,25 @@ class _Mlp(torch.autograd.Function):
         bank = _Bank(w1.data_ptr(), w3.data_ptr(), w2.data_ptr(), 0, 0)
         dx = _backward(ctx.shape, (x, plan, kept, dout), 0, bank, (0, *(w.data_ptr() for w in made)))  # type: ignore[arg-type]
         return (dx, *made, None)
+
+
+class _WideMlp(torch.autograd.Function):
+    """mlp without a clamp, with its gradients, of torch's own products; keeps gate, up and sigmoid(gate)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
+        gate, up = x @ w1.T, x @ w3.T
+        sigmoid = gate.sigmoid()
+        ctx.save_for_backward(x, w1, w3, w2, gate, up, sigmoid)
+        return (gate * sigmoid).mul_(up) @ w2.T
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+        x, w1, w3, w2, gate, up, sigmoid = ctx.saved_tensors
+        silu, dhidden = gate * sigmoid, dout @ w2
+        dw2, dup = dout.T @ (silu * up), dhidden * silu
+        dgate = dhidden.mul_(up).mul_(sigmoid).mul_(1 + gate - silu)
+        return torch.addmm(dup @ w3, dgate, w1), dgate.T @ x, dup.T @ x, dw2
 
 
 def _misfit(d: int, width: int) -> None:
