@@ -32,7 +32,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if not name.endswith(("tid2eid", "weight", "w13", "w2")):
-                tensor.normal_(generator=generator)  # sinks, biases and mHC begin at constants
+                tensor.normal_(std=0.3, generator=generator)  # sinks, biases and mHC begin at constants
     return model
 
 

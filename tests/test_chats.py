@@ -7,7 +7,7 @@ import torch
 from peer import peer_of
 from train_cases import settings
 
-from anychip.chat import encode_messages
+from anychip.chat import chat_format, encode_messages
 from anychip.chips import open_chip
 from anychip.errors import InputError
 from anychip.model import Layout, State
@@ -45,7 +45,7 @@ def test_tokens_of_pieces_are_those_of_the_whole_text():
     chat = {"messages": [*TALK[:1], {"role": "assistant", "content": "Let me see.", "tool_calls": calls},
                          {"role": "tool", "tool_call_id": "1", "content": "a spout"}, TALK[1]],
             "tools": [{"type": "function", "function": {"name": "look", "parameters": {}}}]}
-    (pieces,) = chat_pieces(chat)
+    (pieces,) = chat_pieces(chat, chat_format("v4"))
     ids = [token for text, _ in pieces for token in WORDS.encode(text)]
     assert ids == WORDS.encode("".join(text for text, _ in pieces))
     said = "".join(text for text, says in pieces if says)
@@ -55,11 +55,26 @@ def test_tokens_of_pieces_are_those_of_the_whole_text():
 def test_turns_whose_reasoning_is_dropped_later_are_samples_of_their_own():
     messages = [TALK[0], TALK[1] | {"reasoning_content": "The captain."}, TALK[2],
                 TALK[3] | {"reasoning_content": "A spear."}]
-    samples = chat_pieces({"messages": messages})
+    samples = chat_pieces({"messages": messages}, chat_format("v4"))
     said = ["".join(text for text, says in pieces if says) for pieces in samples]
     end = "<｜end▁of▁sentence｜>"
     assert said == [f"The captain.</think>Ahab does.{end}", f"A spear.</think>With a harpoon.{end}"]
     assert "The captain." not in "".join(text for text, _ in samples[1])
+
+
+@pytest.mark.parametrize(("family", "end"), [("v3", "<｜end▁of▁sentence｜>"), ("v32", "<｜end▁of▁sentence｜>"),
+                                             ("glm5", "<|user|>"), ("qwen3", "<|im_end|>\n")])
+def test_every_format_teaches_the_answer_and_its_end(family, end):
+    form = chat_format(family)
+    for thinking in (False, True):
+        samples = chat_pieces({"messages": TALK, "thinking": thinking}, form)
+        said = [text for pieces in samples for text, says in pieces if says]
+        answers = ["Ahab does." + end, "With a harpoon." + end]
+        assert all(text.endswith(answer) for text, answer in zip(said, answers, strict=True))
+        prompt = form.encode(TALK[:3], thinking=thinking)
+        assert "".join(text for text, _ in samples[-1]).startswith(prompt)
+    with pytest.raises(InputError, match="does not begin this turn as it asks for it"):
+        chat_pieces({"messages": TALK[:2]}, chat_format("glm5", template="{{ add_generation_prompt }}"))
 
 
 def test_chats_that_cannot_be_learnt_from_are_named_together(tmp_path):

@@ -18,10 +18,11 @@ from .reader import Call, Malformed, Reader, checked_json, checked_name, checked
 class Syntax:
     """A family's answers. White space that belongs to a tag is no part of the text around it.
 
-    ends: texts that end a completion. block, call, close: what a block of calls, each call in it, and its end begin
-    with; where a call stands alone, `close` is empty. lead, named: what stands between a block's opening and the first
-    call's name, and behind the name. before: white space that belongs to a block. pad: the line end inside and behind
-    `<think>` and `</think>`. opens: the model itself may write `<think>` first.
+    ends: texts that end a completion, an answer's own first (GLM has the next turn's opening instead). block, call,
+    close: what a block of calls, each call in it, and its end begin with; where a call stands alone, `close` is empty.
+    lead, named: what stands between a block's opening and the first call's name, and behind the name. before: white
+    space that belongs to a block. pad: the line end inside and behind `<think>` and `</think>`. opens: the model itself
+    may write `<think>` first.
     """
 
     ends: tuple[str, ...]
@@ -114,7 +115,7 @@ V4 = Syntax((EOS,), CALLS_OPEN, INVOKE_OPEN, CALLS_CLOSE, read_dsml, lead="\n" +
             before="\n\n")
 V32 = replace(V4, block=f"<{DSML}function_calls>", close=f"</{DSML}function_calls>")
 V3 = Syntax((EOS,), "<｜tool▁calls▁begin｜>", V3_CALL, "<｜tool▁calls▁end｜>", read_v3, lead=V3_CALL, named=V3_SEP)
-GLM5 = Syntax(("<|endoftext|>", "<|user|>", "<|observation|>"), CALL_OPEN, CALL_OPEN, "", read_glm5, lead="", named="")
+GLM5 = Syntax(("<|user|>", "<|observation|>", "<|endoftext|>"), CALL_OPEN, CALL_OPEN, "", read_glm5, lead="", named="")
 QWEN3 = Syntax(("<|im_end|>", "<|endoftext|>"), CALL_OPEN, CALL_OPEN, "", read_qwen3, lead='\n{"name": "',
                named='", "arguments": ', before="\n", pad="\n", opens=True)
 # By `config.family`.

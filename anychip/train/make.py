@@ -34,7 +34,7 @@ def make_run(settings: TrainSettings, *, preset: str = "nano", tokenizer: str | 
     words = open_tokenizer(tokenizer or start or "anychip-4096")
     if settings.context_blocks > 1:
         return Run(config, words, _unpacked(_store(words, text), settings, sft), settings, start)
-    rows = chat_rows(sft, words, settings.length) if sft else DocumentRows(
+    rows = chat_rows(sft, words, settings.length, config.family) if sft else DocumentRows(
         _store(words, text), settings.length, settings.seed)
     return Run(config, words, PackedBatches(rows, settings.batch, settings.seed), settings, start)
 
