@@ -13,7 +13,8 @@ from torch import Tensor
 from ..chips import Chip, open_chip
 from ..chips.patched import open_patched
 from ..faults import list_faults
-from ..gap.cases import Case, op_cases
+from ..gap.cases import Case
+from ..gap.more_cases import op_cases
 from ..gap.op_level import CHOICES, record_op_level, relative
 from ..gap.proof import EXPLAINED, FLOORS
 from ..ops import Ops

@@ -23,9 +23,9 @@ from ..ops.attention import range_rows
 from ..ops.experts import V4_RULE, choice_scores, router_scores
 from ..ops.index import index_scores
 from ..ops.trees import map_tensors
-from .cases import Case, op_cases
+from .cases import Case
 from .golden import InDouble, golden, to_double
-from .more_cases import hard_cases
+from .more_cases import hard_cases, op_cases
 
 CHOICES = frozenset({"index_topk", "route"})
 # Unit roundoff of the format that a chip of this precision stores activations in: half a unit in the last place.
@@ -42,8 +42,7 @@ def record_op_level(chip: Chip, seed: int, ops: Collection[str] | None = None, *
     error, and `floor`: what rounding the case's inputs to the chip's storage format does to that very figure.
 
     The floor is the case's condition, measured in float64 on inputs moved by half a unit in the last place at random:
-    the largest of a few draws. `ops`: those to judge; None: all. `config`: the model whose ops' forms are judged; None:
-    DeepSeek-V4's.
+    the largest of a few draws. `ops`: those to judge; None: all. `config`: the model whose cases are run; None: all.
     """
     rows, judge = [], _Judge(chip.ops(), chip.device, ROUNDOFF[chip.precision])
     for case in op_cases(seed) if config is None else hard_cases(seed, config):
