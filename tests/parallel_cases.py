@@ -1,12 +1,14 @@
 """Runs on several processes for tests of parallel training: what each layout's losses and weights come to."""
 
 import hashlib
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from train_cases import small
 
 from anychip.chips import open_chip
+from anychip.config import ModelConfig, load_config
 from anychip.model import Transformer, initialize
 from anychip.parallel import Placement
 from anychip.parallel.degrees import Degrees
@@ -14,6 +16,7 @@ from anychip.parallel.ranks import Ranks
 from anychip.parallel.world import join
 from anychip.text.batches import TokenBatches
 from anychip.train import Trainer, TrainSettings
+from anychip.train.integrity import differing, fingerprint, gradients
 
 Result = tuple[list[float], dict[str, str]]
 
@@ -32,17 +35,40 @@ def run(layouts: list[Degrees], chosen: TrainSettings) -> list[Result]:
             for degrees in layouts]
 
 
-def train(chosen: TrainSettings, place, chip_name: str = "cpu") -> Result:
-    """Train the small model where `place` puts it."""
+def run_families(layouts: dict[str, list[Degrees]], chosen: TrainSettings) -> list[Result]:
+    """Be one rank: train each preset in each of its layouts, as `run` does."""
+    torch.set_num_threads(1)
+    found = []
+    for preset, degrees_of in layouts.items():
+        config = load_config(preset)
+        fits = chosen if config.num_nextn_predict_layers else replace(chosen, mtp_weight=0.0)
+        found += [train(fits, lambda model, degrees=degrees, fits=fits: Ranks(
+            model, join(torch.device("cpu"), degrees), fits), config=config) for degrees in degrees_of]
+    return found
+
+
+def train(chosen: TrainSettings, place, chip_name: str = "cpu", config: ModelConfig | None = None) -> Result:
+    """Train a model, the small one where none is given, where `place` puts it."""
     chip = open_chip(chip_name)
-    model = Transformer(small(), chip.ops())
+    model = Transformer(config or small(), chip.ops())
     initialize(model, 0)
     ids = torch.randint(0, 4096, (2000,), generator=torch.Generator().manual_seed(0))
     placement: Placement = place(model)
     trainer = Trainer(model, chip, TokenBatches(ids, chosen.batch, chosen.length, 0), chosen, placement)
     losses = [trainer.step().loss for _ in range(chosen.steps)]
+    assert computed_again(trainer) == []
     whole = {name: placement.full(p.detach()) for name, p in model.named_parameters()}
     return losses, {name: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for name, t in whole.items()}
+
+
+def computed_again(trainer: Trainer) -> list[str]:
+    """Return what is not the same bits when a step is computed once more, by other ranks where there are some."""
+    found = []
+    for compute in (trainer.placement.step, trainer.placement.again):
+        trainer.optimizer.zero_grad()
+        losses = compute(trainer._batch(0), trainer.objective)
+        found.append(fingerprint(gradients(trainer.model)) | fingerprint(losses.named))
+    return differing(*found)
 
 
 def joined(by_rank: list[list[Result]]) -> list[Result]:

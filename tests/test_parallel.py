@@ -1,9 +1,12 @@
 """Ranks: every parallel kind gives the bits of one process; layouts that cannot be are refused; sums have one order."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
-from parallel_cases import joined, run, settings, train, world_of_one
+from parallel_cases import joined, run, run_families, settings, train, world_of_one
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from anychip.config import load_config
@@ -16,7 +19,7 @@ from anychip.parallel.launch import launch
 from anychip.parallel.ranks import Ranks
 from anychip.parallel.stage import layers_of
 from anychip.parallel.sums import RunningTree, tree_sum
-from anychip.parallel.world import lay_out, leave
+from anychip.parallel.world import World, lay_out, leave
 from anychip.text.store import TokenStore
 from anychip.train.make import _unpacked, make_run
 
@@ -52,6 +55,31 @@ def test_two_processes_have_the_bits_of_one(one, two, kind):
     assert weights == one[1]
 
 
+FAMILIES = {"v32-nano": ["shard", "expert"], "glm5-nano": ["shard", "pipeline"],
+            "qwen3-moe-nano": ["expert", "pipeline"]}
+
+
+@pytest.fixture(scope="module")
+def of_families():
+    chosen = settings(context_blocks=1, length=96, steps=1, indexer_steps=0)
+    layouts = {name: [KINDS[kind] for kind in kinds] for name, kinds in FAMILIES.items()}
+    both = iter(joined(launch(2, run_families, (layouts, chosen))))
+    world_of_one()
+    try:
+        ones = run_families({name: [Degrees()] for name in FAMILIES}, chosen)
+    finally:
+        leave()
+    return {name: (one, {kind: next(both) for kind in kinds})
+            for (name, kinds), one in zip(FAMILIES.items(), ones, strict=True)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_have_the_bits_of_one_in_other_families(of_families, family):
+    one, two = of_families[family]
+    for kind, result in two.items():
+        assert result == one, kind
+
+
 def test_a_layout_run_twice_gives_the_same_bits(two):
     assert two["shard"] == two["shard again"]
 
@@ -77,6 +105,11 @@ def test_layouts_that_cannot_be_are_refused_with_all_reasons_and_choices():
         Degrees(pipeline=4).check(load_config("nano"), settings(micro_batches=2))
     with pytest.raises(ConfigError, match="context_blocks=2 cannot be dealt to context=4 ranks; use 4, 8, ..."):
         Degrees(context=4).check(load_config("nano"), settings())
+    with pytest.raises(ConfigError, match="context_blocks=2 is built for DeepSeek-V4 models, this is a qwen3-moe"):
+        Degrees(context=2).check(load_config("qwen3-moe-nano"), settings())
+    shared = replace(load_config("glm5-nano"), indexer_types=("full", "full", "full", "shared", "full"))
+    with pytest.raises(ConfigError, match="layer 3 takes the rows that the indexer of layer 2 picks, which lies on an"):
+        Degrees(pipeline=2).check(shared, settings(context_blocks=1))
     with pytest.raises(ConfigError, match="shard=0 must be at least 1"):
         Degrees(shard=0).check(load_config("nano"), settings())
 
@@ -113,6 +146,15 @@ def test_subtrees_of_ranks_make_the_whole_tree():
     for ranks in (2, 4, 8):  # a rank's micro-batches are every ranks-th one
         slots = [tree_sum(parts[at : at + ranks]) for at in range(0, 8, ranks)]
         assert torch.equal(tree_sum(slots), tree_sum(parts))
+
+
+def test_neighbours_may_do_each_others_work_where_sums_have_them_as_neighbours():
+    def partners(**degrees):
+        asked = Degrees(**degrees)
+        return [World.partner.fget(SimpleNamespace(data_index=at, degrees=asked)) for at in range(asked.num_data)]
+
+    assert partners(shard=2, expert=2) == [1, 0, 3, 2] and partners(shard=3) == [1, 0, 2]
+    assert partners(shard=2, expert=3) == list(range(6)) and partners(shard=2, context=3) == [0, 1]
 
 
 def test_layers_are_dealt_to_stages_in_order():

@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train_cases import run
+from typer.testing import CliRunner
 
 from anychip.chips import open_chip
+from anychip.cli import build
 from anychip.errors import CheckpointError, InputError
+from anychip.serve.models import open_model
 from anychip.train import Care, Stopped, Trainer, read_losses, train
 from anychip.train.folder import Events
 from anychip.train.inject import damage
@@ -218,3 +221,19 @@ def test_a_disk_that_stays_full_stops_the_run_with_one_error_and_leaves_no_half_
 def test_run_json_names_everything_that_the_losses_depend_on(unbroken):
     found = json.loads((unbroken[0] / "run.json").read_text())
     assert set(found) == {"anychip", "chip", "config", "settings", "start", "tokenizer", "tokens"}
+
+
+def test_a_runs_saves_are_models_to_convert_before_it_has_finished(unbroken, tmp_path):
+    plan = run()
+    with pytest.raises(Interrupted):
+        train(plan, CHIP, tmp_path / "run", save_every=2, report=stop_at(2))
+    with pytest.raises(InputError, match=r"run has not finished: its last save is step-00000002. For that model: "
+                                         r"anychip convert \S+ FOLDER. The same `anychip train` command goes on"):
+        open_model(tmp_path / "run", CHIP)
+    newest, named = tmp_path / "newest", tmp_path / "named"
+    assert CliRunner().invoke(build(), ["convert", str(tmp_path / "run"), str(newest)]).exit_code == 0
+    save = unbroken[0] / "step-00000002"
+    assert CliRunner().invoke(build(), ["convert", str(save), str(named), "--to", "transformers"]).exit_code == 0
+    found = [open_model(folder, CHIP) for folder in (newest, named)]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.state_dict().values() for model, _ in found), strict=True))
+    assert found[0][1].digest == plan.tokenizer.digest

@@ -24,7 +24,8 @@ LIMIT_STEPS = 100  # in shorter runs the chip's limit is not measured (two secon
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: loss.jsonl and the saves.")],
-    preset: Annotated[str, typer.Option(help="nano, tiny, mini, or the path of a config.json.")] = "nano",
+    preset: Annotated[str, typer.Option(help="nano, tiny, mini, v3-nano, qwen3-moe-nano, another that "
+                                                 "docs/training.md names, or the path of a config.json.")] = "nano",
     recipe: Annotated[Path | None, typer.Option(help="A TOML file of training settings; see docs/training.md. "
                                                      "Default: the preset's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the whole run.")] = None,
@@ -71,6 +72,7 @@ def train(
     Example: [bold]anychip train --out run --num-processes 2 --micro-batches 2 --inject kill:rank1@step30[/bold]
     """
     from ..chips import open_chip
+    from ..config import load_config
     from ..serve.models import model_folder
     from ..train import read_losses
     from ..train.care import Care
@@ -83,12 +85,15 @@ def train(
     given = {"steps": steps, "batch": batch, "length": length, "learning_rate": learning_rate,
              "warmup_steps": warmup_steps, "seed": seed, "micro_batches": micro_batches,
              "context_blocks": context_blocks}
-    settings, device = make_settings(preset, recipe, given, sft=sft is not None), open_chip(chip)
+    folder = model_folder(start) if start else None
+    family = load_config(folder or preset).family
+    settings, device = make_settings(preset, recipe, given, family=family, sft=sft is not None), open_chip(chip)
     ranks = num_ranks(num_processes)
-    if inject and num_processes is None:
-        raise InputError("--inject needs --num-processes (1 is enough): somebody must start again what it ends")
+    if inject and num_processes is None and not is_rank_of_torchrun():
+        raise InputError("--inject needs --num-processes (1 is enough) or torchrun: somebody must start again what it "
+                         "ends")
     arguments: dict[str, Any] = {"settings": settings, "preset": preset, "tokenizer": tokenizer, "text": text or (),
-                                 "sft": sft, "start": model_folder(start) if start else None}
+                                 "sft": sft, "start": folder}
     care = Care(save_every, keep, check_every, spike_nats, parse_injections(inject, ranks), tensorboard=tensorboard,
                 measure_limit=settings.steps >= LIMIT_STEPS)
     job = Job(make_run, arguments, chip, out, care, _degrees(ranks, shard, expert, pipeline, context))
@@ -134,7 +139,7 @@ def _train(run: Run, chip: Chip, job: Job, supervision: tuple[int | None, float]
 
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by DCP, of what was asked for
     if is_rank_of_torchrun():
-        return run_under_torchrun(job)
+        return run_under_torchrun(job, supervision[1])
     if supervision[0] is not None:
         return run_supervised(job, supervision[0], supervision[1], run.settings.steps)
     with progress_bar("training", run.settings.steps) as advance:

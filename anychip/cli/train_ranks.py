@@ -22,12 +22,12 @@ def is_rank_of_torchrun() -> bool:
     return TORCHRUN in os.environ
 
 
-def run_under_torchrun(job: Job) -> Path | None:
+def run_under_torchrun(job: Job, hang_s: float) -> Path | None:
     """Be the rank that torchrun made; return the checkpoint on the first rank, None on the others."""
     from ..errors import AnychipError
     from ..train.job import work
 
-    answer = work(job)
+    answer = work(job, hang_s=hang_s)
     if isinstance(answer, AnychipError):
         raise answer
     return Path(answer) if os.environ["RANK"] == "0" else None

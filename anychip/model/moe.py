@@ -65,6 +65,7 @@ class MoE(nn.Module):
         self.shared_experts = FeedForward(hidden, spec.shared_width, spec.limit) if spec.shared_width else None
         self.chosen: Tensor | None = None
         self.watch, self.scores = False, None  # type: bool, Tensor | None
+        self.num_experts = spec.num_experts
         self.topk, self.limit, self.scale = spec.topk, spec.limit, spec.scale
         self.rule = RouteRule(spec.score, spec.groups, spec.kept_groups, spec.normalize)
 

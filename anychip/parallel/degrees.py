@@ -8,6 +8,7 @@ from typing import Protocol
 from ..config import DeepseekV4Config, ModelConfig
 from ..config.specs import CSA, HCA
 from ..errors import ConfigError
+from .stage import layers_of
 
 
 class StepShape(Protocol):
@@ -88,6 +89,8 @@ class Degrees:
         if self.pipeline > config.num_hidden_layers:
             problems.append(f"pipeline={self.pipeline} exceeds num_hidden_layers={config.num_hidden_layers}; use 1 to "
                             f"{config.num_hidden_layers}")
+        elif self.pipeline > 1:
+            problems += _stage_problems(self.pipeline, config)
         return problems
 
     def _step_problems(self, settings: StepShape) -> list[str]:
@@ -102,6 +105,21 @@ class Degrees:
             problems.append(f"micro_batches={parts} leaves {parts // self.num_data} for a pipeline of {self.pipeline} "
                             f"stages; use at least {self.pipeline * self.num_data}")
         return problems
+
+
+def _stage_problems(stages: int, config: ModelConfig) -> list[str]:
+    """Say what layers would read from another stage's."""
+    problems = []
+    if config.tie_word_embeddings:
+        problems.append(f"pipeline={stages}: the first stage's embedding is the last one's head (tie_word_embeddings); "
+                        "use 1")
+    stage_of = {layer: stage for stage in range(stages) for layer in layers_of(config.num_hidden_layers, stage, stages)}
+    for layer in range(config.num_blocks):
+        indexer = getattr(config.layer(layer).attention, "indexer", None)
+        if indexer and indexer.shared and stage_of.get(layer, stages - 1) != stage_of[indexer.source]:
+            problems.append(f"pipeline={stages}: layer {layer} takes the rows that the indexer of layer "
+                            f"{indexer.source} picks, which lies on another stage; use 1")
+    return problems
 
 
 def _block_problems(context: int, config: ModelConfig, settings: StepShape) -> list[str]:

@@ -73,6 +73,11 @@ class Placement(Protocol):
         """
         ...
 
+    def again(self, batch: Batch, objective: Objective) -> Losses:
+        """Do the very step once more, each micro-batch on another rank than in `step` where the layout has one that
+        could have done it. On sound ranks every bit of losses and gradients is the same."""
+        ...
+
     def loads(self) -> list[tuple[MoE, Tensor]]:
         """Return, for each score-routed layer of `model`, how many tokens of the last step chose each expert [E],
         over all ranks. Layers that the step did not visit are left out."""
@@ -113,6 +118,9 @@ class Single:
         self._loads.clear()
         losses = [self._run(part, batch, objective) for part in batch.split(self.micro_batches)]
         return sum(losses[1:], losses[0])
+
+    def again(self, batch: Batch, objective: Objective) -> Losses:
+        return self.step(batch, objective)
 
     def _run(self, part: Batch, whole: Batch, objective: Objective) -> Losses:
         losses = forward(self.model, part, whole, objective)
@@ -181,9 +189,9 @@ class RouterLoads:
     def add(self, model: nn.Module) -> None:
         """Count what the layers chose in the forward pass just done; each choice is counted once."""
         for layer in score_routed(model):
-            if layer.chosen is not None and layer.gate.bias is not None:
+            if layer.chosen is not None:
                 ids = layer.chosen.flatten()  # counted by adding ones: bincount would make the host wait for the size
-                count = torch.zeros_like(layer.gate.bias)
+                count = torch.zeros(layer.num_experts, device=ids.device)
                 count.scatter_add_(0, ids, torch.ones_like(ids, dtype=count.dtype))
                 self._counts[layer] = self._counts[layer] + count if layer in self._counts else count
                 layer.chosen = None
@@ -194,5 +202,5 @@ class RouterLoads:
 
 
 def score_routed(model: nn.Module) -> list[MoE]:
-    """Return the MoE layers whose router has a selection bias, the MTP block's included."""
-    return [layer for layer in model.modules() if isinstance(layer, MoE) and layer.gate.bias is not None]
+    """Return the MoE layers whose router chooses by score, the MTP block's included."""
+    return [layer for layer in model.modules() if isinstance(layer, MoE) and layer.gate.tid2eid is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -100,8 +101,15 @@ class Ranks:
 
     def step(self, batch: Batch, objective: Objective) -> Losses:
         """Run this rank's micro-batches and blocks of them; return the whole step's losses."""
+        return self._run(batch, objective, self.world.data_index)
+
+    def again(self, batch: Batch, objective: Objective) -> Losses:
+        return self._run(batch, objective, self.world.partner)
+
+    def _run(self, batch: Batch, objective: Objective, rank: int) -> Losses:
+        """Run the micro-batches of data rank `rank`."""
         self._loads.clear()
-        rank, ranks = self.world.data_index, self.world.degrees.num_data
+        ranks = self.world.degrees.num_data
         whole = self.blocks.all().cut(batch)
         tasks = [Task(self.blocks.cut(part), whole, objective) for part in batch.split(self.micro_batches)[rank::ranks]]
         if self._pipeline is not None:
@@ -128,16 +136,16 @@ class Ranks:
         self._grads.take()
 
     def _global(self, tasks: list[Task]) -> Losses:
-        """Add up the losses of all ranks, in fp64."""
+        """Add up the losses of all ranks, exactly, so that it does not matter who had which."""
         found = [task.losses for task in tasks if task.losses is not None]
-        own = {name: sum(float(losses.named[name]) for losses in found if name in losses.named)
+        own = {name: [float(losses.named[name]) for losses in found if name in losses.named]
                for name in sorted({name for losses in found for name in losses.named})}
-        own["total"] = sum(float(losses.total) for losses in found)
+        own["total"] = [float(losses.total) for losses in found]
         everyone: list[Any] = [None] * self.num_ranks
         dist.all_gather_object(everyone, own)
         names = sorted({name for losses in everyone for name in losses})
-        sums = {name: torch.tensor(sum(losses.get(name, 0.0) for losses in everyone), dtype=torch.float32,
-                                   device=tasks[0].part.inputs_BL.device) for name in names}
+        sums = {name: torch.tensor(math.fsum(value for losses in everyone for value in losses.get(name, ())),
+                                   dtype=torch.float32, device=tasks[0].part.inputs_BL.device) for name in names}
         return Losses(sums.pop("total"), sums)
 
     def loads(self) -> list[tuple[MoE, Tensor]]:

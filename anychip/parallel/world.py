@@ -43,6 +43,18 @@ class World:
         """Which of the ranks with other sequences this is: shard x expert."""
         return self.at("shard") * self.degrees.expert + self.at("expert")
 
+    @property
+    def partner(self) -> int:
+        """The data index of the rank that could do this one's work with the same bits: its neighbour, or this one.
+
+        Sums are trees with neighbours first, so neighbours may change places; not where their parts lie in several
+        branches, as with three experts' or context ranks.
+        """
+        other = self.data_index ^ 1
+        axes = (self.degrees.expert, self.degrees.context)
+        swaps = other < self.degrees.num_data and all(axis & (axis - 1) == 0 for axis in axes)
+        return other if swaps else self.data_index
+
 
 def join(device: torch.device, degrees: Degrees, *, timeout_s: float = 600.0) -> World:
     """Join the process group that torchrun (or `launch`) describes, unless this process has, and lay out the mesh.

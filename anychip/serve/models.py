@@ -44,7 +44,7 @@ def _check_belongs(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> N
 def model_folder(name: str | Path) -> Path:
     """Return the checkpoint folder of `nano` (ships with anychip), of a folder, or of a training run's folder.
 
-    A training run's folder stands for the model of its last save. Raises InputError where there is none.
+    A finished training run's folder stands for its model. Raises InputError where there is none.
     """
     if str(name) in SHIPPED:
         return Path(str(files("anychip"))) / "weights" / str(name)
@@ -55,5 +55,17 @@ def model_folder(name: str | Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"there is no model {str(name)!r}: it is neither a folder nor one of {', '.join(SHIPPED)}."
                          + nearest(str(name), SHIPPED))
+    if (folder / "config.json").exists() or not (folder / "run.json").exists():
+        return folder
     saves = sorted(folder.glob("step-????????/model"))
-    return saves[-1] if saves and not (folder / "config.json").exists() else folder
+    if not saves:
+        raise InputError(f"the training run {folder} has not finished: {_how_far(folder)}. The same `anychip train` "
+                         "command goes on with it")
+    return saves[-1]
+
+
+def _how_far(run: Path) -> str:
+    """Say what an unfinished training run has."""
+    saves = sorted(run.glob("step-????????"))
+    return (f"its last save is {saves[-1].name}. For that model: anychip convert {run} FOLDER" if saves
+            else "it has no save yet")

@@ -2,8 +2,9 @@
 
 from .care import Care
 from .evaluate import mean_loss, unigram_loss
+from .export import export
 from .fault import Fault, FaultKind, Stopped
-from .run import Run, export, read_losses, train
+from .run import Run, read_losses, train
 from .settings import TrainSettings
 from .trainer import Diverged, StepResult, Trainer
 

@@ -54,7 +54,9 @@ class Attempt:
         watched = Watched(ranks.place(model, run.settings), check_every=self.care.check_every, group=ranks.group,
                           injector=self.injector, pulse=ranks.pulse)
         placed: Any = watched
-        return watched, Trainer(placed.model, chip, self.batches, run.settings, placement=placed)
+        trainer = Trainer(placed.model, chip, self.batches, run.settings, placement=placed)
+        watched.state = trainer.optimizer.state_dict
+        return watched, trainer
 
     def _open_records(self) -> None:
         done = self.trainer.steps_done

@@ -14,7 +14,7 @@ class FaultKind(str, Enum):
     HANG = "hang"  # a rank makes no progress
     NOT_FINITE = "not_finite"  # loss or gradient is NaN or infinite
     SPIKE = "spike"  # the loss is far above the last ones
-    WEIGHTS = "weights"  # bits of weights changed without an update
+    WEIGHTS = "weights"  # bits of weights or of the optimizer's state changed without an update
     GRADIENT = "gradient"  # the same gradient computed twice differs
     COPIES = "copies"  # ranks that should hold the same numbers do not
     SLOW = "slow"  # a rank works longer than the others

@@ -14,7 +14,8 @@ from .folder import EVENTS, METRICS, read_lines, read_losses
 
 # Which kind of fault an injected one is found as.
 FOUND_AS = {"kill": FaultKind.KILLED, "hang": FaultKind.HANG, "freeze": FaultKind.HANG, "nan": FaultKind.NOT_FINITE,
-            "spike": FaultKind.SPIKE, "bitflip:weight": FaultKind.WEIGHTS, "bitflip:gradient": FaultKind.GRADIENT,
+            "spike": FaultKind.SPIKE, "bitflip:weight": FaultKind.WEIGHTS,
+            "bitflip:optimizer": FaultKind.WEIGHTS, "bitflip:gradient": FaultKind.GRADIENT,
             "slow": FaultKind.SLOW, "disk_full": FaultKind.DISK, "bad_shard": FaultKind.UNREADABLE}
 NO_RESTART = (FaultKind.SLOW, FaultKind.DISK)
 

@@ -8,6 +8,7 @@
 | nan | one activation becomes NaN, in that step only |
 | spike | the batch's targets are random from now on, whenever it is used |
 | bitflip:weight | one bit of one weight flips, between two updates |
+| bitflip:optimizer | one bit of the optimizer's momenta flips, between two updates |
 | bitflip:gradient | one bit of one gradient flips, after it was computed |
 | slow | the rank sleeps for half of each step's time, for 30 steps |
 | disk_full | the next save's file is /dev/full, which refuses every byte |
@@ -35,9 +36,9 @@ from .folder import Events
 from .integrity import gradients, local, weights
 from .saves import save_folder, saved_steps
 
-KINDS = ("kill", "hang", "freeze", "nan", "spike", "bitflip:weight", "bitflip:gradient", "slow", "disk_full",
-         "bad_shard")
-_FORM = re.compile(r"(?P<kind>[a-z_]+(?::(?:weight|gradient))?)(?::rank(?P<rank>\d+))?@step(?P<step>\d+)")
+KINDS = ("kill", "hang", "freeze", "nan", "spike", "bitflip:weight", "bitflip:optimizer", "bitflip:gradient", "slow",
+         "disk_full", "bad_shard")
+_FORM = re.compile(r"(?P<kind>[a-z_]+(?::(?:weight|optimizer|gradient))?)(?::rank(?P<rank>\d+))?@step(?P<step>\d+)")
 SLOW_STEPS = 30
 
 
@@ -92,13 +93,15 @@ class Injector:
                 return item
         return None
 
-    def before_step(self, step: int, model: nn.Module) -> Callable[[], None]:
-        """Let happen what is due before a step's arithmetic; call the result after it."""
+    def before_step(self, step: int, model: nn.Module, state: Mapping[str, Tensor]) -> Callable[[], None]:
+        """Let happen what is due before a step's arithmetic; call the result after it. `state` is the optimizer's."""
         item = self.take("kill", "hang", "freeze", "bad_shard", step=step)
         if item is not None:
             _end(item.kind, self._out, item.rank)
         if self.take("bitflip:weight", step=step):
             flip_bit({name: w for name, w in weights(model).items() if w.is_floating_point()}, self._seed + step)
+        if state and self.take("bitflip:optimizer", step=step):
+            flip_bit({name: tensor for name, tensor in state.items() if tensor.dim()}, self._seed + step)
         if self.take("nan", step=step):
             return poison_once(model)
         return lambda: None

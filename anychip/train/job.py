@@ -28,6 +28,7 @@ from .fault import Fault
 from .pulse import Pulse
 from .run import Run, train
 from .settings import TrainSettings
+from .watchdog import Watchdog, shared_beats
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 TIMEOUT = timedelta(minutes=30)  # of a collective; a rank that hangs is ended long before
@@ -51,16 +52,21 @@ class Job:
     threads: int | None = None
 
 
-def work(job: Job, beats: str | None = None) -> str | AnychipError:
+def work(job: Job, beats: str | None = None, hang_s: float | None = None) -> str | AnychipError:
     """Be one rank: join the others, train, return the checkpoint's folder, or the error that ends the run for all.
 
     Rank, number of ranks and where to meet are read as torch elastic and torchrun give them. A fault that only this
-    rank knows of ends this process.
+    rank knows of ends this process. `beats` is the heartbeats' file of a supervisor; with `hang_s` in its place (s) the
+    ranks of a machine watch each other.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by DCP, of what was asked for
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    torch.set_num_threads(job.threads or max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    heart = Pulse(Path(beats), local).start() if beats else None
+    num_local = int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.set_num_threads(job.threads or max(1, (os.cpu_count() or 1) // num_local))
+    shared = Path(beats) if beats else shared_beats(num_local) if hang_s is not None else None
+    heart = Pulse(shared, local).start() if shared else None
+    dog = (Watchdog(shared, rank, local, hang_s=hang_s, out=job.out).start()
+           if shared and hang_s is not None else None)
     chip = open_chip(job.chip)
     if chip.device.type != "cpu":
         getattr(torch, chip.device.type).set_device(local)
@@ -74,6 +80,8 @@ def work(job: Job, beats: str | None = None) -> str | AnychipError:
     except Fault as fault:
         print(f"rank {rank} ends: {fault.message}", file=sys.stderr, flush=True)
         os._exit(SAID)  # threads that wait for other ranks must not keep this process
+    if dog is not None:
+        dog.stop()
     if heart is not None:
         heart.stop()
     ranks.barrier()

@@ -24,8 +24,9 @@ class LanguageModel:
     """The mean next-token loss, nats a token, plus weighted parts (a weight of 0 leaves one out).
 
     `mtp_weight`: the MTP block's mean loss. `balance_weight`: the balance loss, a sum over layers, 1 a layer where
-    the load is even. `indexer_weight`: the mean over tokens of the indexers' divergence, a sum over layers; with
-    `only_indexer` it alone is minimised. `fp4` trains the indexer as MXFP4.
+    the load is even: within each sequence, or within a micro-batch where no selection bias balances the router.
+    `indexer_weight`: the mean over tokens of the indexers' divergence, a sum over layers; with `only_indexer` it alone
+    is minimised. `fp4` trains the indexer as MXFP4.
     """
 
     mtp_weight: float
@@ -38,7 +39,7 @@ class LanguageModel:
         """Set the model's switches: what its layers keep for these losses, and whether CSA sees every entry."""
         for module in model.modules():
             if isinstance(module, MoE):
-                module.watch = self.balance_weight > 0 and module.gate.bias is not None
+                module.watch = self.balance_weight > 0 and module.gate.tid2eid is None
             elif isinstance(module, Indexer):
                 module.dense, module.watch = dense, self.indexer_weight > 0
 
@@ -75,12 +76,17 @@ class LanguageModel:
         layers = [module for module in model.modules() if isinstance(module, MoE) and module.scores is not None]
         if not self.balance_weight or not layers:
             return None
-        found = []
+        found, sequences = [], len(whole.layout.lengths)
         for layer in layers:
             assert layer.scores is not None
-            found.append(balance_loss(layer.scores, part.layout, layer.topk))
+            if layer.gate.bias is None:  # nothing else balances this router: all tokens of the micro-batch count as one
+                together = Layout.whole([part.inputs_BL.numel()])
+                share = part.inputs_BL.numel() / whole.inputs_BL.numel()
+                found.append(balance_loss(layer.scores, together, layer.topk) * (share * sequences))
+            else:
+                found.append(balance_loss(layer.scores, part.layout, layer.topk))
             layer.scores = None
-        return torch.stack(found).sum() / len(whole.layout.lengths)
+        return torch.stack(found).sum() / sequences
 
     def _indexer(self, model: nn.Module, whole: Batch) -> Tensor | None:
         layers = [module for module in model.modules() if isinstance(module, Attention) and module.watched is not None]

@@ -21,7 +21,7 @@ _FORM = struct.Struct("<qqqqqq")  # pid, step, last beat ns, last progress ns, o
 _SLOT = 64
 _WAITING = ("torch/distributed/", "anychip/parallel/")
 TICK_S = 0.01
-STARTING = 20  # times the limit that a rank may take before its first step: imports, text, saves
+STARTING = 20  # times the limit that a rank may take until its first step is done: imports, text, saves, compiling
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,13 @@ def create(path: Path, num_ranks: int) -> None:
         file.write(b"\0" * (_SLOT * num_ranks))
 
 
+def share(path: Path, num_ranks: int) -> None:
+    """Make the file where there is none; ranks that start at the same moment may all call it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(handle, _SLOT * num_ranks)
+    os.close(handle)
+
+
 def read(path: Path) -> list[Beat | None]:
     """Return each rank's last beat, None for a rank that has none or has ended."""
     data, beats = path.read_bytes(), []
@@ -117,8 +124,8 @@ def find_hang(beats: list[Beat | None], now_s: float, limit_s: float) -> Hang | 
     """Return the rank that holds up the others, None while all get on.
 
     A rank without progress for `limit_s` that does not wait for others, or whose heartbeat itself has stopped, is
-    the cause; where all wait for each other for twice as long, it is the one that has been silent longest. Before its
-    first step a rank may take `STARTING` times as long.
+    the cause; where all wait for each other for twice as long, it is the one that has been silent longest. Until its
+    first step is done a rank may take `STARTING` times as long.
     """
     if any(beat is None for beat in beats):
         return None  # not all have begun, or some have ended

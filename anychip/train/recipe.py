@@ -16,13 +16,15 @@ _OF_STEPS = ("warmup_steps", "dense_steps", "indexer_steps")
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainSettings)}
 
 
-def make_settings(preset: str, recipe: str | Path | None, given: Mapping[str, Any], *, sft: bool = False
-                  ) -> TrainSettings:
-    """Return the settings of a run: the preset's (or fine-tuning's), then the recipe file's, then what is `given`
-    (None: not given). Of another number of steps, warm-up and stages of the preset keep their share. Raises
+def make_settings(preset: str, recipe: str | Path | None, given: Mapping[str, Any], *, family: str = "v4",
+                  sft: bool = False) -> TrainSettings:
+    """Return the settings of a run: the preset's (or fine-tuning's) and its family's, then the recipe file's, then what
+    is `given` (None: not given). Of another number of steps, warm-up and stages of the preset keep their share. Raises
     InputError with all reasons."""
     table = tomllib.loads(resources.files(__package__).joinpath("recipes.toml").read_text(encoding="utf-8"))
-    base = dict(table["sft"] if sft else table.get(preset, table["other"]))
+    size = preset.rpartition("-")[2] if preset.startswith(f"{family}-") else preset
+    base = table["sft"] if sft else table.get(size, table["other"])
+    base = base | table["family"].get(family, {})
     said = read_recipe(recipe) if recipe is not None else {}
     said |= {name: value for name, value in given.items() if value is not None}
     share = said.get("steps", base["steps"]) / base["steps"]

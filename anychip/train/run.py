@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..checkpoint import digest, load_checkpoint, save_checkpoint
+from ..checkpoint import digest, load_checkpoint
 from ..chips import Chip
 from ..config import ModelConfig
 from ..errors import InputError
@@ -18,15 +18,16 @@ from ..ops import Ops
 from ..text.tokenizer import Tokenizer
 from .attempt import Attempt
 from .care import Care, Ranks
+from .export import TOKENIZER, export
 from .fault import Fault
 from .folder import Events, open_folder, read_losses
 from .guard import decide
 from .position import Batches
-from .saves import MODEL, clear_partial, load_weights, save_folder, saved_steps
+from .saves import MODEL, clear_partial, save_folder, saved_steps
 from .settings import TrainSettings
 from .trainer import StepResult
 
-__all__ = ["Run", "export", "read_losses", "train"]
+__all__ = ["Run", "read_losses", "train"]
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,11 @@ def train(run: Run, chip: Chip, out: str | Path, *, save_every: int | None = Non
     return save_folder(out, run.settings.steps) / MODEL
 
 
-def export(save: Path, config: ModelConfig, ops: Ops, folder: Path, *, tokenizer: Tokenizer,
-           format: str = "fp32") -> None:
-    """Write a save's model to `folder` in the publisher's layout (fp32, bf16, fp8 or fp4), whole or not at all.
-
-    The whole model must fit into this process, whatever number of ranks wrote the save. Raises CheckpointError where
-    the save is damaged, InputError where `folder` cannot be written.
-    """
-    model = Transformer(config, ops)
-    load_weights(save, model)
-    save_checkpoint(model, config, folder, tokenizer=tokenizer, format=format)
-
-
 def _open(out: Path, run: Run, chip: Chip) -> None:
     _check_vocabulary(run)
     open_folder(out, run.identity(chip))
     clear_partial(out)
+    run.tokenizer.save(out / TOKENIZER)
 
 
 def _check_vocabulary(run: Run) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
-import os
 import signal
 import tempfile
 import threading
@@ -31,9 +30,9 @@ from . import pulse
 from .fault import FaultKind, Stopped
 from .folder import Events
 from .job import SAID, Job, work
+from .watchdog import POLL_S, end_hang
 
 PRELOAD = ["torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "anychip.train.job"]
-POLL_S = 0.05
 FRUITLESS = 10  # restarts in a row without a new save or step
 
 
@@ -157,22 +156,11 @@ def _watch(agent: Agent, beats: Path, hang_s: float, ended: threading.Event) -> 
     while not ended.wait(POLL_S):
         hang = pulse.find_hang(pulse.read(beats), time.monotonic(), hang_s)
         events = agent.events()
-        if hang is None or agent.is_ending or events is None or not _is_alive(hang.pid):
+        if hang is None or agent.is_ending or events is None:
             continue
         agent.hung.add(hang.pid)
         agent.is_ending = True
-        events.add("fault", kind=FaultKind.HANG.value, step=hang.step, ranks=[hang.rank], silent_s=hang.silent_s,
-                   message=f"rank {hang.rank} (process {hang.pid}) has made no progress for {hang.silent_s:.1f} s at "
-                   f"step {hang.step}: {hang.reason}. It is ended")
-        os.kill(hang.pid, signal.SIGKILL)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        end_hang(hang, events)
 
 
 def _ending(code: int) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..chips import Chip
+from ..config import ModelConfig
 from ..errors import AnychipError, InputError
 from ..model import Layout, Transformer
 from ..model.block import Block
@@ -72,9 +73,7 @@ class Trainer:
     def __init__(self, model: Transformer, chip: Chip, batches: Batches, settings: TrainSettings,
                  placement: Placement | None = None) -> None:
         """Without a `placement` this one process trains the whole model; with one, `model` is what it placed."""
-        if settings.mtp_weight and not model.config.num_nextn_predict_layers:
-            raise InputError(f"mtp_weight={settings.mtp_weight}, but this model has no MTP block "
-                             "(num_nextn_predict_layers=0): set mtp_weight=0")
+        _check_parts(model.config, settings)
         self.model, self.chip, self.batches, self.settings = model.to(chip.device).train(), chip, batches, settings
         self.placement = placement or cast(Placement, Single(self.model, settings.micro_batches))
         if settings.fp4:
@@ -131,6 +130,20 @@ class Trainer:
         self.optimizer.zero_grad()
 
 
+def _check_parts(config: ModelConfig, settings: TrainSettings) -> None:
+    """Raise InputError where settings train what the model does not have."""
+    has_indexer = any(getattr(spec, "indexer", None) for spec in config.kinds.values())
+    problems = [text for holds, text in (
+        (not settings.mtp_weight or config.num_nextn_predict_layers,
+         f"mtp_weight={settings.mtp_weight}, but this model has no MTP block (num_nextn_predict_layers=0): set "
+         "mtp_weight=0"),
+        (not settings.indexer_steps or has_indexer,
+         f"indexer_steps={settings.indexer_steps}, but a {config.family} model has no indexer: set indexer_steps=0"),
+    ) if not holds]
+    if problems:
+        raise InputError("; ".join(problems))
+
+
 def _cut(layout: Layout, length: int) -> Layout:
     """Cut samples into ones of at most `length` tokens: the sequence-length curriculum."""
     if max(layout.lengths) <= length:
@@ -139,10 +152,10 @@ def _cut(layout: Layout, length: int) -> Layout:
 
 
 def balance(loads: list[tuple[MoE, Tensor]], speed: float) -> None:
-    """Move each score-routed layer's selection bias up for experts below the mean load, down for those above."""
+    """Move each selection bias up for experts below the mean load, down for those above; routers without one stay."""
     for layer, load in loads:
-        assert layer.gate.bias is not None
-        layer.gate.bias.add_(torch.sign(load.mean() - load), alpha=speed)
+        if layer.gate.bias is not None:
+            layer.gate.bias.add_(torch.sign(load.mean() - load), alpha=speed)
 
 
 def _on_host(values: dict[str, Tensor]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -44,8 +44,9 @@ class Phases:
 class Watched:
     """A `Placement` that behaves as the one inside it, or raises Fault where that one's numbers are corrupt.
 
-    Every `check_every` steps (0: never) a step's gradients are computed twice and compared, and the copies of what
-    several ranks hold are compared; weights are compared at every step with what the last update left.
+    Every `check_every` steps (0: never) a step's gradients are computed twice, the second time by another rank where
+    there is one that can, and compared, and so are the copies of what several ranks hold. Weights and the optimizer's
+    `state` (tensors by name) are compared at every step with what the last update left.
     """
 
     def __init__(self, inner: Placement, *, check_every: int, group: dist.ProcessGroup | None = None,
@@ -56,7 +57,8 @@ class Watched:
         self.last_loads: list[Tensor] = []
         self._own_before = 0
         self.slow_ranks: list[tuple[int, float]] = []
-
+        self._is_warm = False
+        self.state: Callable[[], dict[str, Tensor]] = dict
         self.rank, self.num_ranks = inner.rank, inner.num_ranks
 
     @property
@@ -75,16 +77,21 @@ class Watched:
 
     def end(self, *, check_copies: bool) -> None:
         """After a step's update: take the weights' fingerprints; where asked for, compare copies across ranks."""
+        self._is_warm = True
         self._alive()
         if self._check_every:
             with self.phases.timed("checks"):
-                self._left = fingerprint(weights(self.model), quick=True)
+                self._left = fingerprint(self._kept(), quick=True)
                 if check_copies or self._due:
-                    self.compare_copies(weights(self.model))
+                    self.compare_copies(self._kept())
+
+    def _kept(self) -> dict[str, Tensor]:
+        """Return what must stay as it is between two updates: weights, and the optimizer's tensors but for counters."""
+        return weights(self.model) | {name: tensor for name, tensor in self.state().items() if tensor.dim()}
 
     def step(self, batch: Batch, objective: Objective) -> Losses:
         """As the inner placement's. Raises Fault where the step is not the same twice."""
-        undo = self._injector.before_step(self.at, self.model) if self._injector else lambda: None
+        undo = self._injector.before_step(self.at, self.model, self.state()) if self._injector else lambda: None
         started = time.perf_counter()
         with self.phases.timed("forward_backward"):
             losses = self.inner.step(batch, objective)
@@ -106,7 +113,7 @@ class Watched:
     def _check_weights(self) -> None:
         """Raise Fault where weights are not what the last update left. Only this rank knows, so it ends."""
         if self._left:
-            changed = differing(self._left, fingerprint(weights(self.model), quick=True))
+            changed = differing(self._left, fingerprint(self._kept(), quick=True))
             if changed:
                 raise Fault(FaultKind.WEIGHTS, f"rank {self.rank}: {changed[0]} changed between the update before step "
                             f"{self.at} and its own", step=self.at, ranks=(self.rank,),
@@ -116,7 +123,7 @@ class Watched:
         before = fingerprint(gradients(self.model)) | fingerprint(first.named)
         for parameter in self.model.parameters():
             parameter.grad = None
-        again = self.inner.step(batch, objective)
+        again = self.inner.again(batch, objective)
         changed = differing(before, fingerprint(gradients(self.model)) | fingerprint(again.named))
         verdicts = gather((changed, self._own_seconds()), self._group)
         wrong = [rank for rank, (names, _) in enumerate(verdicts) if names]
@@ -137,6 +144,9 @@ class Watched:
             raise Fault(FaultKind.COPIES, f"after step {self.at} the copies of {name} differ: rank"
                         f"{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}", step=self.at, ranks=ranks)
 
+    def again(self, batch: Batch, objective: Objective) -> Losses:
+        return self.inner.again(batch, objective)
+
     def _own_seconds(self) -> float:
         """Return this rank's seconds of own work since the last call."""
         if self._pulse is None:
@@ -146,7 +156,7 @@ class Watched:
 
     def _alive(self) -> None:
         if self._pulse is not None:
-            self._pulse.progress(self.at)
+            self._pulse.progress(self.at if self._is_warm else -1)  # the first step may compile and warm up
 
     def loads(self) -> list[tuple[MoE, Tensor]]:
         loads = self.inner.loads()
