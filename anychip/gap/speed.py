@@ -27,7 +27,14 @@ from .meta_calls import TRAIN_LENGTH, TRAIN_SEQUENCES, Calls, decode_calls, pref
 from .shortfall import grouped
 from .subject import Subject
 
-DECODE_CONTEXTS = (4096, 131072)
+DECODE_CONTEXTS = (4096, 131072)  # tokens before the decoded one
+
+
+def decode_contexts(config: ModelConfig) -> list[int]:
+    """Return the contexts at which a model's decode is timed; of a shorter one its largest power of two instead."""
+    most = 1 << (config.max_position_embeddings.bit_length() - 1)
+    return sorted({min(context, most if most < config.max_position_embeddings else most // 2)
+                   for context in DECODE_CONTEXTS})
 
 
 def record_speed(published: str, subject: Subject, chip: Chip, bundle: Bundle) -> None:
@@ -45,7 +52,7 @@ def record_speed(published: str, subject: Subject, chip: Chip, bundle: Bundle) -
         tables["train"] = _summary(train, TRAIN_SEQUENCES * TRAIN_LENGTH, limits, chip.precision)
         tables["prefill"] = {"tokens": TRAIN_SEQUENCES * TRAIN_LENGTH, "time_s": sum(e.time_s or 0.0 for e in forward)}
         tables["decode"] = [{"context": context, **_summary(events, 1, limits, chip.precision)}
-                            for context, events in zip(DECODE_CONTEXTS, decode, strict=True)]
+                            for context, events in zip(decode_contexts(config), decode, strict=True)]
         price = price_of(limits)
         tables["own"], tables["price"] = _own_times(subject, chip), None if price is None else asdict(price)
         tables["facts"] = {"name": limits.name, "device": limits.device, "guesses": list(limits.guesses),
@@ -60,7 +67,7 @@ def record_speed(published: str, subject: Subject, chip: Chip, bundle: Bundle) -
 def _published_calls(published: str) -> tuple[Calls, ...]:
     """The calls of a training step and of the decode steps: the same whatever the chip."""
     config = load_config(published)
-    return train_calls(config), *(decode_calls(config, context) for context in DECODE_CONTEXTS)
+    return train_calls(config), *(decode_calls(config, context) for context in decode_contexts(config))
 
 
 def _own_times(subject: Subject, chip: Chip) -> dict[str, Any]:
@@ -119,7 +126,7 @@ def memory_needs(config: ModelConfig, chip: Chip) -> dict[str, Any]:
         weights = counted.total * width
     dtype = torch.float32 if width == 4.0 else torch.bfloat16
     caches = {str(context): State(config, context, chunk=1, device="meta", dtype=dtype).nbytes()
-              for context in (4096, 131072, config.max_position_embeddings)}
+              for context in sorted({*decode_contexts(config), config.max_position_embeddings})}
     capacity = _capacity(chip.limits())
     return {"weights_bytes": weights, "cache_bytes": caches, "chip_bytes": capacity,
             "chips_for_weights": None if capacity is None else int(-(-weights // capacity))}
