@@ -33,6 +33,36 @@ def test_contradictions_are_named_at_once():
     assert "each must be 0 (window), 4 (CSA) or 128 (HCA)" in text and "exceeds n_routed_experts=16" in text
 
 
+def test_an_unknown_family_names_those_that_there_are():
+    with pytest.raises(ConfigError, match="only deepseek_v3, .*qwen3_moe can be run. Did you mean 'deepseek_v"):
+        ModelConfig.from_dict(load_config("nano").to_dict() | {"model_type": "deepseek_v2"})
+
+
+@pytest.mark.parametrize(("preset", "change", "words"), [
+    ("v3-nano", {"n_group": 3}, "n_group=3 must divide n_routed_experts=16"),
+    ("v3-nano", {"topk_group": 1, "num_experts_per_tok": 8}, "num_experts_per_tok=8 exceeds the 4 experts"),
+    ("v3-nano", {"num_key_value_heads": 2}, "num_key_value_heads=2: only num_attention_heads=4 can be run"),
+    ("v3-nano", {"rope_scaling": {"type": "linear", "factor": 2, "original_max_position_embeddings": 9}}, "'yarn'"),
+    ("qwen3-nano", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 9,
+                                     "attention_factor": 3.0}}, "rope_scaling: attention_factor cannot be run"),
+    ("glm5-nano", {"indexer_types": ["shared"] * 5}, "the first full"),
+    ("qwen3-moe-nano", {"mlp_only_layers": [1]}, "mlp_only_layers=\\[1\\]: only \\[\\] can be run"),
+    ("qwen3-nano", {"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads"),
+])  # fmt: skip
+def test_what_a_family_cannot_run_is_refused_with_the_reason(preset, change, words):
+    with pytest.raises(ConfigError, match=words):
+        ModelConfig.from_dict(load_config(preset).to_dict() | change)
+
+
+def test_glms_indexers_follow_the_published_schedule():
+    fields = load_config("glm-5.2").to_dict()
+    types = fields.pop("indexer_types")
+    scheduled = ModelConfig.from_dict(fields | {"index_topk_freq": 4, "index_skip_topk_offset": 3})
+    assert list(scheduled.indexer_types) == types and types.count("full") == 21
+    specs = [scheduled.layer(i).attention.indexer for i in (*range(8), 78)]
+    assert [spec.source for spec in specs] == [0, 1, 2, 2, 2, 2, 6, 6, 78] and not specs[-1].shared
+
+
 def test_an_unknown_preset_offers_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'tiny'"):
         load_config("tinny")

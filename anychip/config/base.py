@@ -68,6 +68,11 @@ class ModelConfig:
         return Rope(channels, self.rope_theta, self.rope_scaling, yarn_amplitude(self.rope_scaling))
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All tokens that end a text, the tokenizer's own first."""
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+    @property
     def num_streams(self) -> int:
         """Residual streams between blocks: 1 where the residual is plain."""
         return self.hyper.streams if self.hyper else 1
@@ -183,7 +188,7 @@ def _family(fields: Mapping[str, Any]) -> type[ModelConfig]:
     at: list[type[ModelConfig]] = [ModelConfig]
     while at:
         at = [sub for each in at for sub in each.__subclasses__()]
-        found |= {sub.model_type: sub for sub in at}
+        found |= {sub.model_type: sub for sub in at if sub.model_type}
     kind = fields.get("model_type")
     if kind not in found:
         raise ConfigError(f"config.json cannot be used:\n  model_type={kind!r}: only {', '.join(sorted(found))} can be "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config.specs import IndexerSpec, LatentAttention
+from ..errors import NotSupported
 from ..ops import Keys, Ops, Ranges
 from .attention import Attention, Indexer
 from .plan import LayerPlan
@@ -93,6 +94,9 @@ class Latent(Attention):
         if spec is None:
             return plan.window
         if self.indexer is None:
+            if spec.source not in plan.chosen:
+                raise NotSupported(f"layer {cache.layer} takes the rows that the indexer of layer {spec.source} picks, "
+                                   "and that did not run here: cut the model before a layer with an indexer of its own")
             return plan.chosen[spec.source]
         rows: Ranges | Tensor = self.indexer(x_Td, latent_Tr, plan, cache, ops)
         if spec.reused:

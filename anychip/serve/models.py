@@ -34,7 +34,7 @@ def _check_belongs(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> N
         problems.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size} (vocab_size)")
     if tokenizer.bos_id not in (None, config.bos_token_id):
         problems.append(f"a text begins with id {tokenizer.bos_id}, for the model with {config.bos_token_id}")
-    if tokenizer.eos_id != config.eos_token_id:
+    if tokenizer.eos_id not in config.end_ids:
         problems.append(f"a text ends with id {tokenizer.eos_id}, for the model with {config.eos_token_id}")
     if problems:
         raise InputError(f"{folder} holds another model's tokenizer: {'; '.join(problems)}. Put the model's own "
