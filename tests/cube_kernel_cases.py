@@ -116,7 +116,7 @@ def _grouped_attention(g, seen, heads, channels):
 
 
 def grouped_attention_of_two_sequences(g):
-    return _grouped_attention(g, ranges([0] * 70 + [70] * 5, [*range(1, 71), *range(1, 6)]), (6, 2), (32, 32))
+    return _grouped_attention(g, ranges([0] * 9 + [70] * 5, [*range(60, 69), *range(1, 6)]), (6, 2), (32, 32))
 
 
 def grouped_attention_of_own_keys(g):

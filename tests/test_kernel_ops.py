@@ -11,6 +11,7 @@ from anychip.chips import open_chip
 from anychip.chips.kernel_calls import made_up, num_tokens
 from anychip.chips.virtual import VirtualOps
 from anychip.chips.virtual_kernels import KernelVirtualOps, why_not
+from anychip.config import load_config
 from anychip.errors import KernelError, NotSupported
 from anychip.kernels import ops as kernel_ops
 from anychip.kernels.launch import TritonLauncher
@@ -25,9 +26,9 @@ needs_compiler = pytest.mark.skipif(
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
-def run(ops, length=140):
+def run(ops, preset="nano", length=140):
     with torch.no_grad():
-        return vivid_model(nano(), ops)(random_ids(length), Layout.whole([length])).hidden_Td
+        return vivid_model(load_config(preset), ops)(random_ids(length), Layout.whole([length])).hidden_Td
 
 
 def error(a, b):
@@ -100,12 +101,14 @@ def test_a_virtual_chip_says_why_no_kernel_runs():
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["virtual:ascend910b", "virtual:ascend950pr"])
-def test_a_model_on_compiled_kernels_is_as_near_to_fp32_as_its_format(name):
-    chip, exact = open_chip(name), run(Ops())
-    emulated = error(run(VirtualOps(Ops(), "bf16")), exact)
+@pytest.mark.parametrize(("name", "preset"), [
+    ("virtual:ascend910b", "nano"), ("virtual:ascend950pr", "nano"), ("virtual:ascend910b", "v32-nano"),
+    ("virtual:ascend910b", "qwen3-moe-nano")])
+def test_a_model_on_compiled_kernels_is_as_near_to_fp32_as_its_format(name, preset):
+    chip, exact = open_chip(name), run(Ops(), preset)
+    emulated = error(run(VirtualOps(Ops(), "bf16"), preset), exact)
     assert isinstance(chip.ops(), KernelVirtualOps)
-    assert 0 < error(run(chip.ops()), exact) < 1.5 * emulated
+    assert 0 < error(run(chip.ops(), preset), exact) < 1.5 * emulated
     assert all(source.startswith("compiled kernel: ") and "some calls" not in source
                for source in chip.sources().values()), chip.sources()
 
