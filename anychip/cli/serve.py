@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,7 @@ def serve(
     without_keys: Annotated[bool, typer.Option(help="Serve anyone, also beyond loopback.")] = False,
     cors_origin: Annotated[list[str] | None, typer.Option(help="A web origin that may read answers.")] = None,
     thinking: Annotated[bool, typer.Option(help="Reason where a request does not say.")] = False,
-    chat_format: Annotated[str, typer.Option(help="preview, or 0731 for later checkpoints.")] = "preview",
+    chat_format: Annotated[str, typer.Option(help="DeepSeek-V4: preview, or 0731 for later checkpoints.")] = "preview",
     max_batch: Annotated[int, typer.Option(help="Answers made at once.")] = 32,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; beyond: 429.")] = 512,
     cache_tokens: Annotated[int, typer.Option(help="Tokens the cache holds, of all sequences together.")] = 65536,
@@ -49,6 +50,7 @@ def serve(
     Example: [bold]anychip serve nano --port 8000[/bold], then open http://127.0.0.1:8000
     """
     require_serving()
+    from ..chat import chat_format as format_of
     from ..chips import open_chip
     from ..serve.api.app import make_app
     from ..serve.api.keys import Keys, read_keys
@@ -62,7 +64,7 @@ def serve(
 
     keys = read_keys(api_key_file) if api_key_file else Keys()
     check_exposure(host, keys, without_keys)
-    settings = ApiSettings(name or Path(model).name, chip=chip, release=chat_format, thinking=thinking, keys=keys,
+    settings = ApiSettings(name or Path(model).name, chip=chip, thinking=thinking, keys=keys,
                            hosts=served_hosts(host), origins=tuple(cors_origin or ()), max_new_tokens=max_new_tokens,
                            timeout_s=timeout_s, drain_s=drain_s)
     sizes = EngineSettings(max_batch=max_batch, max_pass_tokens=max(512, 2 * max_batch), max_queue=max_queue,
@@ -73,6 +75,9 @@ def serve(
     listening, device, log = bind(host, port), open_chip(chip), Log()
     with progress_bar("loading the model") as advance:
         network, tokenizer = open_model(model, device, progress=lambda done, total: advance(done, total, "bytes"))
+    own_format = format_of(network.config.family, template=tokenizer.chat_template, specials=tokenizer.specials,
+                           release=chat_format)
+    settings = replace(settings, chat=own_format)
     with Engine.start(network, device, tokenizer, sizes) as own:
         run(make_app(own, settings, log), own, listening, settings, log)
 

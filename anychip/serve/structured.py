@@ -13,7 +13,7 @@ from ..text.tokenizer import Tokenizer
 from .request import Grammar
 
 _PIP = "pip install 'anychip[serve]'"
-_JSON_RULES = {"whitespace_flexible": False}  # a model may otherwise fill an answer with spaces
+JSON_RULES = {"whitespace_flexible": False}  # a model may otherwise fill an answer with spaces
 
 
 class Grammars:
@@ -54,7 +54,7 @@ def _compiled(maker: Any, grammar: Grammar) -> Any:
         json.loads(schema)
     except json.JSONDecodeError as error:
         raise InputError(f"the json_schema is not JSON: {error}") from error
-    return maker.grammar_from_json_schema(schema, defaults=_JSON_RULES)
+    return maker.grammar_from_json_schema(schema, defaults=JSON_RULES)
 
 
 class Matcher:

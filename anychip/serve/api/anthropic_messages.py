@@ -62,8 +62,8 @@ class MessagesEndpoint:
         most = min(body.max_tokens, left, self._settings.max_new_tokens or left)
         given = {name: value for name in ("temperature", "top_p", "top_k")
                  if (value := getattr(body, name)) is not None}
-        return Request(prompt.ids, Sampling(seed=None, max_tokens=most, stop=tuple(body.stop_sequences or ()),
-                                            grammar=prompt.grammar, **given))
+        stop = (*(body.stop_sequences or ()), *prompt.stop)
+        return Request(prompt.ids, Sampling(seed=None, max_tokens=most, stop=stop, grammar=prompt.grammar, **given))
 
 
 class _Job:
@@ -145,10 +145,11 @@ class _Job:
         reason = _STOPS.get(str(choice.finish), "end_turn")
         if choice.calls and choice.finish == "stop":
             reason = "tool_use"
-        elif isinstance(choice.stop, str):
+        sequence = choice.stop if isinstance(choice.stop, str) else None
+        if reason != "tool_use" and sequence is not None:
             reason = "stop_sequence"
         self._call.finish, self._call.malformed = reason, choice.malformed
-        return {"stop_reason": reason, "stop_sequence": choice.stop if isinstance(choice.stop, str) else None}
+        return {"stop_reason": reason, "stop_sequence": sequence}
 
     def _usage(self) -> dict[str, Any]:
         call = self._call

@@ -15,6 +15,7 @@ class ChatChoice:
 
     def __init__(self, prompt: ChatPrompt) -> None:
         self._parser, found = prompt.parser()
+        self._ends = prompt.stop
         self.reasoning, self.content = "", ""
         self.calls: list[dict[str, Any]] = []
         self.reasoning_tokens = 0
@@ -33,7 +34,8 @@ class ChatChoice:
         deltas = self._parser.feed(output.text)
         if output.finish_reason is not None:
             deltas += self._parser.finish()
-            self.finish, self.stop = output.finish_reason, output.stop
+            self.finish = output.finish_reason
+            self.stop = None if output.stop in self._ends else output.stop
         return self._keep(deltas)
 
     def _keep(self, deltas: list[Delta]) -> list[Delta]:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...chat import RELEASES, ChatParser, Delta, encode_messages
-from ...chat.layout import CALLS_OPEN, INVOKE_OPEN, THINK
+from ...chat import ChatFormat, ChatParser, Delta
 from ...text.tokenizer import Tokenizer
 from ..request import Grammar
 from .errors import ApiError
@@ -36,31 +35,35 @@ class Chat:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A prompt, and how to read what follows it. `forced` is the prompt's end that already belongs to the answer."""
+    """A prompt, and how to read what follows it. `forced` is the prompt's end that already belongs to the answer;
+    `stop` are the texts that end an answer and are no tokens."""
 
     ids: tuple[int, ...]
     grammar: Grammar | None
-    reasons: bool
-    calls: bool
+    format: ChatFormat
+    text: str
+    tools: Sequence[Mapping[str, Any]] = ()
     forced: str = ""
+    stop: tuple[str, ...] = ()
 
     def parser(self) -> tuple[ChatParser, list[Delta]]:
         """Return a parser that stands where the prompt ends, and what it found on the way."""
-        parser = ChatParser(thinking=self.reasons, calls=self.calls)
+        parser = self.format.parser(self.text, self.tools)
         return parser, parser.feed(self.forced)
 
 
 def chat_prompt(chat: Chat, settings: ApiSettings, tokenizer: Tokenizer) -> ChatPrompt:
     """Encode a chat. Raises InputError or ApiError where it cannot be."""
-    forced = _forced(chat)
+    own = settings.chat
+    forced = _forced(chat, own)
     thinking = _thinks(chat, settings) and not forced
     tools = () if chat.choice == "none" else chat.tools
-    text = encode_messages(_messages(chat.messages), thinking=thinking, effort=_effort(chat.effort, settings.release),
-                           tools=tools, response_format=chat.schema or None, release=settings.release)
-    reasons, calls = text.endswith(THINK), bool(tools)
-    grammar = None if chat.schema is None else answer_grammar(chat.schema, tokenizer, reasons=reasons,
-                                                              calls=calls and not forced)
-    return ChatPrompt(tuple(tokenizer.encode(text + forced)), grammar, reasons, calls, forced)
+    text = own.encode(_messages(chat.messages), thinking=thinking, effort=_effort(chat.effort, own.efforts),
+                      tools=tools, response_format=chat.schema or None)
+    grammar = None if chat.schema is None else answer_grammar(
+        chat.schema, tokenizer, own.syntax, reasons=own.reasons(text), calls=bool(tools) and not forced)
+    stop = tuple(end for end in own.syntax.ends if tokenizer.encode(end) != [tokenizer.eos_id])
+    return ChatPrompt(tuple(tokenizer.encode(text + forced)), grammar, own, text, tools, forced, stop)
 
 
 def _thinks(chat: Chat, settings: ApiSettings) -> bool:
@@ -69,29 +72,28 @@ def _thinks(chat: Chat, settings: ApiSettings) -> bool:
     return chat.effort != "none" if chat.effort is not None else settings.thinking
 
 
-def _effort(effort: str | None, release: str) -> str | None:
+def _effort(effort: str | None, efforts: Sequence[str]) -> str | None:
     if effort in (None, "none"):
         return None
     found = _EFFORTS.get(str(effort))
     if found is None:
         raise ApiError(400, f"effort {effort!r} is not one of none, {', '.join(_EFFORTS)}", param="reasoning_effort")
-    return found if found in RELEASES[release] else next(iter(RELEASES[release]))
+    return found if found in efforts else next(iter(efforts), None)
 
 
-def _forced(chat: Chat) -> str:
+def _forced(chat: Chat, own: ChatFormat) -> str:
     """Return the start of the call that must be made: the answer begins with it, so nothing else can be answered."""
     names = [str(tool["function"]["name"]) for tool in chat.tools]
     if chat.choice in ("auto", "none"):
         return ""
     if not names:
         raise ApiError(400, "tool_choice asks for a call, and there are no tools", param="tool_choice")
-    opening = f"\n\n{CALLS_OPEN}\n{INVOKE_OPEN}"
     if chat.choice == "required":
-        return opening + (f'{names[0]}">\n' if len(names) == 1 else "")
+        return own.syntax.forced(names[0] if len(names) == 1 else None)
     name = chat.choice[1]
     if name not in names:
         raise ApiError(400, f"tool_choice names {name!r}; the tools are {', '.join(names)}", param="tool_choice")
-    return f'{opening}{name}">\n'
+    return own.syntax.forced(name)
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

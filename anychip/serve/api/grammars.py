@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from ...chat.layout import CALLS_OPEN, DSML, END_THINK
-from ...errors import InputError
+from ...chat.layout import END_THINK
+from ...chat.syntax import V4, Syntax
 from ...text.tokenizer import Tokenizer
 from ..request import Grammar
+from ..structured import JSON_RULES
 
 
-def answer_grammar(schema: Mapping[str, Any], tokenizer: Tokenizer, *, reasons: bool, calls: bool) -> Grammar:
+def answer_grammar(schema: Mapping[str, Any], tokenizer: Tokenizer, syntax: Syntax = V4, *, reasons: bool,
+                   calls: bool) -> Grammar:
     """Return the grammar of an answer that is JSON of a schema ({}: any object).
 
     reasons: reasoning and `</think>` come first, free. calls: calls of tools may stand in the answer's place, free.
     """
     if not reasons and not calls:
         return Grammar("json_schema", json.dumps(schema)) if schema else Grammar("json")
-    body = "%json " + json.dumps(schema or {"type": "object"})
-    rules = ["start: " + ("reasoning " + _literal(END_THINK, tokenizer) + " answer" if reasons else "answer"),
+    body = "%json " + json.dumps({**(schema or {"type": "object"}), "x-guidance": JSON_RULES})
+    pad = r" /\n{0,2}/" if syntax.pad else ""
+    rules = ["start: " + (f"reasoning {_literal(END_THINK, tokenizer)}{pad} answer" if reasons else "answer"),
              "answer: value" + (" | calls" if calls else ""), f"value: {body}"]
     if reasons:
         rules.append(r"reasoning: /(.|\n)*/")
     if calls:
-        rules += [f"calls: {_literal(chr(10) * 2 + CALLS_OPEN, tokenizer)} rest", _free_text(tokenizer)]
+        opening = syntax.before + syntax.block
+        rules += [f"calls: {_literal(opening, tokenizer)} rest", _free_text(syntax, tokenizer)]
     return Grammar("lark", "\n".join(rules))
 
 
-def _free_text(tokenizer: Tokenizer) -> str:
-    """Any text, with the tag's special token in it where the tokenizer has one."""
-    token = _special(DSML, tokenizer)
-    return r"rest: /(.|\n)*/" if token is None else rf"rest: (/(.|\n)+/ | <[{token}]>)*"
+def _free_text(syntax: Syntax, tokenizer: Tokenizer) -> str:
+    """Any text, with the special tokens of the calls' tags in it where the tokenizer has such."""
+    tags = tokenizer.encode(syntax.forced("") + syntax.call + syntax.close)
+    special = sorted({token for token in tags if tokenizer.is_special(token)})
+    return r"rest: (/(.|\n)+/" + "".join(f" | <[{token}]>" for token in special) + ")*"
 
 
 def _literal(text: str, tokenizer: Tokenizer) -> str:
-    """Return the grammar's form of a fixed text: special tokens by their id, the rest as a string."""
-    parts = [part for part in re.split(f"({re.escape(END_THINK)}|{re.escape(DSML)})", text) if part]
-    ids = [_special(part, tokenizer) for part in parts]
-    return " ".join(json.dumps(part, ensure_ascii=False) if token is None else f"<[{token}]>"
-                    for part, token in zip(parts, ids, strict=True))
-
-
-def _special(text: str, tokenizer: Tokenizer) -> int | None:
-    try:
-        token = tokenizer.token_id(text)
-    except InputError:
-        return None
-    return token if tokenizer.is_special(token) else None
+    """Return the grammar's form of a fixed text: special tokens by their id, the rest as strings."""
+    found, plain = list[str](), list[int]()
+    for token in [*tokenizer.encode(text), None]:
+        if token is not None and not tokenizer.is_special(token):
+            plain.append(token)
+            continue
+        if plain:
+            found.append(json.dumps(tokenizer.decode(plain), ensure_ascii=False))
+            plain = []
+        found += [] if token is None else [f"<[{token}]>"]
+    return " ".join(found)

@@ -50,7 +50,8 @@ class ChatEndpoint:
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
         most = checked_lengths(body.max_completion_tokens or body.max_tokens, body.n, self._settings)
-        return Request(prompt.ids, body.sampling(max_tokens=most, logprobs=top, grammar=prompt.grammar))
+        return Request(prompt.ids, body.sampling(
+            max_tokens=most, logprobs=top, grammar=prompt.grammar, ends=prompt.stop))
 
 
 class _Job:

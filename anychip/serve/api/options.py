@@ -64,8 +64,10 @@ class Options(Body):
     prompt_cache_retention: str | None = None
     verbosity: str | None = None
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None) -> Sampling:
-        """Return the engine's form. Raises InputError or ApiError where values are out of range."""
+    def sampling(self, *, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None,
+                 ends: tuple[str, ...] = ()) -> Sampling:
+        """Return the engine's form; `ends` stop an answer beside what the request names. Raises InputError or ApiError
+        where values are out of range."""
         given = {name: value for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty",
                                           "repetition_penalty", "min_tokens", "n")
                  if (value := getattr(self, name)) is not None}
@@ -75,7 +77,7 @@ class Options(Body):
         if self.guided_regex is not None:
             grammar = Grammar("regex", self.guided_regex)
         return Sampling(seed=self.seed, top_k=max(0, self.top_k or 0), logit_bias=self._bias(), logprobs=logprobs,
-                        max_tokens=max_tokens, stop=stop, stop_token_ids=tuple(self.stop_token_ids or ()),
+                        max_tokens=max_tokens, stop=stop + ends, stop_token_ids=tuple(self.stop_token_ids or ()),
                         ignore_eos=bool(self.ignore_eos), grammar=grammar, **given)
 
     def _bias(self) -> dict[int, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...chat import RELEASES
+from ...chat import ChatFormat, chat_format
 from ...errors import ConfigError
 from .keys import Keys
 
@@ -15,7 +15,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class ApiSettings:
     """Everything but the engine. Raises ConfigError with every reason why it cannot be used.
 
-    model: the name that requests must ask for. release: the chat format (see anychip.chat.RELEASES). thinking: whether
+    model: the name that requests must ask for. chat: the model's chat format. thinking: whether
     the assistant reasons where a request does not say. hosts: the Host headers that are answered, empty: all; naming
     them keeps a foreign page in the user's browser from reaching a loopback server under another name. origins: pages
     of other origins that may read answers (CORS). A request ends after `timeout_s`, its body must arrive within
@@ -24,7 +24,7 @@ class ApiSettings:
 
     model: str
     chip: str = "cpu"
-    release: str = "preview"
+    chat: ChatFormat = field(default_factory=lambda: chat_format("v4"))
     thinking: bool = False
     keys: Keys = field(default_factory=Keys)
     hosts: tuple[str, ...] = ()
@@ -43,8 +43,6 @@ class ApiSettings:
                     if not getattr(self, name) > 0]
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             problems.append(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if self.release not in RELEASES:
-            problems.append(f"release={self.release!r}: choose {' or '.join(RELEASES)}")
         if not self.model:
             problems.append("model must be a name")
         problems += [f"origin {origin!r} must be like https://example.com, or *" for origin in self.origins
