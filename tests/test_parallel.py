@@ -8,14 +8,18 @@ import torch
 import torch.distributed as dist
 from parallel_cases import joined, run, run_families, settings, train, world_of_one
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from train_cases import small
 
+from anychip.chips import open_chip
 from anychip.config import load_config
 from anychip.errors import ConfigError, InputError, NotSupported
-from anychip.model import Layout
+from anychip.model import Layout, Transformer, initialize
+from anychip.model.initialize import initial_tensors
 from anychip.parallel import Batch, Single
 from anychip.parallel.context import Blocks
 from anychip.parallel.degrees import Degrees
 from anychip.parallel.launch import launch
+from anychip.parallel.placement import fill
 from anychip.parallel.ranks import Ranks
 from anychip.parallel.stage import layers_of
 from anychip.parallel.sums import RunningTree, tree_sum
@@ -185,3 +189,14 @@ def test_micro_batches_keep_the_samples_of_their_rows():
     first, second = Batch.of(ids, ids + 1, Layout.whole([3, 5, 8])).split(2)
     assert (first.layout, second.layout) == (Layout.whole([3, 5]), Layout.whole([8]))
     assert first.further_BL.tolist() == [[2, 3, -1, 5, 6, 7, 8, -1]]
+
+
+def test_a_model_on_meta_is_filled_with_the_weights_of_a_whole_one(alone):
+    chosen, ops = settings(context_blocks=1, length=32), open_chip("cpu:reference").ops()
+    whole = Transformer(small(), ops)
+    initialize(whole, 3)
+    with torch.device("meta"):
+        model, again = Transformer(small(), ops), Transformer(small(), ops)
+    placement = Ranks(model, lay_out("cpu", Degrees()), chosen)
+    fill(placement, initial_tensors(again, 3))
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in (model, whole)), strict=True))

@@ -148,6 +148,15 @@ class Single:
         return f"one process, {self.micro_batches} micro-batch{'es' * (self.micro_batches > 1)} a step"
 
 
+@torch.no_grad()
+def fill(placement: Placement, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy this rank's parts out of whole tensors that come by name, one at a time. Every rank calls it."""
+    mine = placement.model.state_dict(keep_vars=True)
+    for name, whole in tensors:
+        if name in mine:
+            mine[name].copy_(placement.local(whole, like=mine[name]))
+
+
 def forward(model: Transformer, part: Batch, whole: Batch, objective: Objective) -> Losses:
     """Run a whole model forward on a micro-batch and return its losses."""
     hidden = model(part.inputs_BL.flatten(), part.layout)

@@ -28,7 +28,8 @@ from .world import World
 
 
 class Ranks:
-    """This rank's place in a layout. Build it on every rank with the same whole model; it keeps its part.
+    """This rank's place in a layout. Build it on every rank with the same whole model; it keeps its part. Of a model on
+    the meta device it makes room for its part alone, which `fill` then fills.
 
     Micro-batch m of a step belongs to data rank m mod `num_data`, and gradients are summed in a tree over micro-batches
     and blocks: with numbers that are powers of two they have the bits of one process that runs the same ones.
@@ -37,7 +38,7 @@ class Ranks:
 
     def __init__(self, model: Transformer, world: World, settings: StepShape) -> None:
         world.degrees.check(model.config, settings)
-        if model.embed.weight.device.type != world.mesh.device_type:
+        if model.embed.weight.device.type not in (world.mesh.device_type, "meta"):
             raise NotSupported(f"the model lies on {model.embed.weight.device}, the ranks are "
                                f"{world.mesh.device_type}: move it there first")
         self.world, self.model = world, model
@@ -48,6 +49,8 @@ class Ranks:
         cut_model(model, world.at("pipeline"), world.degrees.pipeline)
         self.stage = Stage(model, self.blocks, weights, (world.at("pipeline"), world.degrees.pipeline))
         self._shard()
+        if any(parameter.is_meta for parameter in model.parameters()):
+            self.stage.to_empty(device=world.mesh.device_type)
         self._loads, self._grads = RouterLoads(), Gradients(model)
         self._pipeline = Pipeline(self.stage, world.group("pipeline")) if world.degrees.pipeline > 1 else None
 

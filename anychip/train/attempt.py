@@ -14,6 +14,9 @@ import torch
 from ..chips import Chip
 from ..errors import InputError
 from ..model import Transformer
+from ..model.initialize import initial_tensors
+from ..parallel import Placement
+from ..parallel.placement import fill
 from .care import Care, Ranks
 from .fault import Fault, FaultKind
 from .folder import Events, Losses, read_losses
@@ -22,7 +25,7 @@ from .inject import Injector
 from .integrity import local
 from .metrics import Metrics, limit_flops_per_s, step_flops
 from .position import Chosen
-from .saves import Position, Saver, restore, state
+from .saves import Position, Saver, restore, saved_steps, state
 from .trainer import Diverged, StepResult, Trainer
 from .watch import Watched
 
@@ -49,14 +52,32 @@ class Attempt:
 
     def _build(self, chip: Chip) -> tuple[Watched, Trainer]:
         run, ranks = self.run, self.ranks
-        model = Transformer(run.config, chip.ops()).to(chip.device)
-        run.begin(model)
-        watched = Watched(ranks.place(model, run.settings), check_every=self.care.check_every, group=ranks.group,
+        watched = Watched(self._placed(chip), check_every=self.care.check_every, group=ranks.group,
                           injector=self.injector, pulse=ranks.pulse)
         placed: Any = watched
         trainer = Trainer(placed.model, chip, self.batches, run.settings, placement=placed)
         watched.state = trainer.optimizer.state_dict
         return watched, trainer
+
+    def _placed(self, chip: Chip) -> Placement:
+        """Build the model where it belongs. No rank holds a whole one where weights come from a seed or a save; one
+        tensor at a time is whole."""
+        run, ranks = self.run, self.ranks
+        has_save = ranks.first(lambda: bool(saved_steps(self.out)))
+        in_parts = ranks.group is not None and (run.start is None or has_save)
+        with torch.device("meta" if in_parts else "cpu"):
+            model = Transformer(run.config, chip.ops())
+        if in_parts:
+            placement = ranks.place(model, run.settings)
+            if not has_save:
+                with torch.device("meta"):
+                    whole = Transformer(run.config, chip.ops())
+                fill(placement, initial_tensors(whole, run.settings.seed))
+            return placement
+        model.to(chip.device)
+        if not has_save:
+            run.begin(model)
+        return ranks.place(model, run.settings)
 
     def _open_records(self) -> None:
         done = self.trainer.steps_done
