@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..config.specs import IndexerSpec
 from ..ops import Keys, Ops, Ranges
 from .plan import LayerPlan
 from .state import LayerCache
+from .weight import Weight
 
 
 class Watched(NamedTuple):
@@ -30,16 +32,18 @@ class Watched(NamedTuple):
 
 
 class Indexer(nn.Module):
-    """A lightning indexer: picks the `topk` rows that each token attends to. How queries and keys are made is a
-    subclass's.
+    """A lightning indexer: picks the `topk` rows that each token attends to. How keys are made is a subclass's; `turn`
+    is the form of its RoPE.
 
     Two switches for training: `dense` selects every visible row; with `watch` a pass that builds gradients keeps in
     `kept` what the indexer's loss needs, where the indexer selects (or where `dense` says it would not).
     """
 
-    def __init__(self, heads: int, channels: int, topk: int) -> None:
+    def __init__(self, spec: IndexerSpec, hidden: int, latent: int, **turn: bool) -> None:
         super().__init__()
-        self.heads, self.topk, self.scale = heads, topk, channels**-0.5 * heads**-0.5
+        self.wq_b, self.weights_proj = Weight(spec.heads * spec.channels, latent), Weight(spec.heads, hidden)
+        self.heads, self.topk, self.scale = spec.heads, spec.topk, spec.channels**-0.5 * spec.heads**-0.5
+        self.turn = turn
         self.dense = self.watch = False
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -66,7 +70,9 @@ class Indexer(nn.Module):
 
     def queries(self, x_Td: Tensor, latent_Tr: Tensor, plan: LayerPlan, ops: Ops) -> tuple[Tensor, Tensor]:
         """Return queries [T, H, I] and the heads' weights [T, H], the scale in them."""
-        raise NotImplementedError
+        query_THI = ops.linear(latent_Tr, self.wq_b.weight).unflatten(1, (self.heads, -1))
+        query_THI = ops.rope(query_THI, plan.cos_TR, plan.sin_TR, **self.turn)
+        return query_THI, ops.linear(x_Td, self.weights_proj.weight) * self.scale
 
 
 class Attention(nn.Module):

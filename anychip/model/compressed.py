@@ -42,19 +42,12 @@ class PooledIndexer(Indexer):
     """CSA's indexer: its keys are pooled as attention's entries are."""
 
     def __init__(self, spec: IndexerSpec, hidden: int, latent: int, eps: float) -> None:
-        super().__init__(spec.heads, spec.channels, spec.topk)
-        self.wq_b = Weight(spec.heads * spec.channels, latent)
-        self.weights_proj = Weight(spec.heads, hidden)
+        super().__init__(spec, hidden, latent)
         self.compressor = Compressor(hidden, CSA, spec.channels, eps, "indexer")
 
     def keys(self, x_Td: Tensor, plan: LayerPlan, cache: LayerCache, ops: Ops) -> Tensor:
         entries: Tensor = self.compressor(x_Td, plan, cache, ops)
         return entries
-
-    def queries(self, x_Td: Tensor, latent_Tr: Tensor, plan: LayerPlan, ops: Ops) -> tuple[Tensor, Tensor]:
-        query_THI = ops.linear(latent_Tr, self.wq_b.weight).view(x_Td.shape[0], self.heads, -1)
-        query_THI = ops.rope(query_THI, plan.cos_TR, plan.sin_TR)
-        return query_THI, ops.linear(x_Td, self.weights_proj.weight) * self.scale
 
 
 class Compressed(Attention):

@@ -26,19 +26,12 @@ class TokenIndexer(Indexer):
     """DSA's indexer: one key a token."""
 
     def __init__(self, spec: IndexerSpec, hidden: int, latent: int) -> None:
-        super().__init__(spec.heads, spec.channels, spec.topk)
-        self.wq_b, self.wk = Weight(spec.heads * spec.channels, latent), Weight(spec.channels, hidden)
-        self.k_norm, self.weights_proj = Biased(spec.channels), Weight(spec.heads, hidden)
-        self.half_split = spec.half_split
+        super().__init__(spec, hidden, latent, half=spec.half_split, first=True)
+        self.wk, self.k_norm = Weight(spec.channels, hidden), Biased(spec.channels)
 
     def keys(self, x_Td: Tensor, plan: LayerPlan, cache: LayerCache, ops: Ops) -> Tensor:
         key_TI = ops.layer_norm(ops.linear(x_Td, self.wk.weight), self.k_norm.weight, self.k_norm.bias, _INDEX_EPS)
-        return cache.write("indexer.key", ops.rope(key_TI, plan.cos_TR, plan.sin_TR, half=self.half_split, first=True))
-
-    def queries(self, x_Td: Tensor, latent_Tr: Tensor, plan: LayerPlan, ops: Ops) -> tuple[Tensor, Tensor]:
-        query_THI = ops.linear(latent_Tr, self.wq_b.weight).unflatten(1, (self.heads, -1))
-        query_THI = ops.rope(query_THI, plan.cos_TR, plan.sin_TR, half=self.half_split, first=True)
-        return query_THI, ops.linear(x_Td, self.weights_proj.weight) * self.scale
+        return cache.write("indexer.key", ops.rope(key_TI, plan.cos_TR, plan.sin_TR, **self.turn))
 
 
 class Latent(Attention):

@@ -233,7 +233,7 @@ def _attention_sizes(attn: Any) -> dict[str, Any]:
     if indexer is None:
         return sizes
     keys = indexer.compressor.norm if isinstance(attn, Compressed) else indexer.k_norm
-    form = 0 if isinstance(attn, Compressed) else FIRST | HALVES * indexer.half_split
+    form = 0 if isinstance(attn, Compressed) else FIRST | HALVES * indexer.turn["half"]
     return sizes | {"index_heads": indexer.heads, "index_channels": keys.weight.shape[0], "index_topk": indexer.topk,
                     "index_scale": indexer.scale, "index_form": form}
 
