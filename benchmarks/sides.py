@@ -92,18 +92,20 @@ class Ours:
 
 
 class Peer:
-    """transformers' DeepseekV4ForCausalLM, fp32, as it comes."""
+    """transformers' model of the family, fp32, as it comes."""
 
     name = "transformers"
 
     def __init__(self, model: Transformer) -> None:
-        from transformers import DeepseekV4ForCausalLM
+        from transformers import AutoModelForCausalLM
 
         self.config = model.config
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(model, model.config, f"{folder}/ours", format="fp32")
-            convert(f"{folder}/ours", f"{folder}/theirs", to="transformers")
-            self.model = DeepseekV4ForCausalLM.from_pretrained(f"{folder}/theirs", dtype=torch.float32)
+            place = f"{folder}/ours"
+            save_checkpoint(model, model.config, place, format="fp32")
+            if model.config.family == "v4":  # of the others, the publishers' names are transformers'
+                convert(place, place := f"{folder}/theirs", to="transformers")
+            self.model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> float:

@@ -31,23 +31,28 @@ void swiglu(const float* gate_up, const float* lanes, int64_t width, float limit
 
 void forward(const Bank& b, const Batch& in, const Plan& p, float* gate_up, float* rows, float* out) {
     const std::vector<Item> items = panels_of(p, b.experts);
-    const int64_t many = items.size();
+    const std::vector<Together> together = together_of(items);
+    const int64_t many = together.size(), wide = b.d * PANEL, slim = b.width * PANEL;  // of one panel
 #pragma omp parallel if (many > 1)
     {
-        std::vector<float> own(PANEL * (2 * b.d + 3 * b.width));
-        float *x = own.data(), *y = x + PANEL * b.d, *hidden = y + PANEL * b.d, *own_gate_up = hidden + PANEL * b.width;
+        std::vector<float> own(2 * (2 * wide + 3 * slim));
+        float *x = own.data(), *y = x + 2 * wide, *hidden = y + 2 * wide, *own_gate_up = hidden + 2 * slim;
 #pragma omp for schedule(dynamic, 4)
         for (int64_t i = 0; i < many; i++) {
-            const Item& it = items[i];
-            const bool half = it.count <= 8;
-            float lanes[PANEL], *gu = gate_up ? gate_up + it.panel * 2 * b.width * PANEL : own_gate_up;
-            gather(it, p, in.choices, in.x, b.d, x);
-            lane_weights(it, p, in.weight, lanes);
-            times_panel(b.w1 + it.expert * b.stride13, b.width, b.d, x, gu, half);
-            times_panel(b.w3 + it.expert * b.stride13, b.width, b.d, x, gu + b.width * PANEL, half);
-            swiglu(gu, lanes, b.width, in.limit, half, hidden);
-            times_panel(b.w2 + it.expert * b.stride2, b.d, b.width, hidden, y, half);
-            panel_to_rows(y, it.count, b.d, rows + it.begin * b.d);
+            const Item* it = together[i].first;
+            const Panels panels = together[i].panels();
+            float* gu = gate_up ? gate_up + it->panel * 2 * slim : own_gate_up;
+            for (int n = 0; n < together[i].count; n++) gather(it[n], p, in.choices, in.x, b.d, x + n * wide);
+            times_panel(b.w1 + it->expert * b.stride13, b.width, b.d, x, wide, gu, 2 * slim, panels);
+            times_panel(b.w3 + it->expert * b.stride13, b.width, b.d, x, wide, gu + slim, 2 * slim, panels);
+            for (int n = 0; n < together[i].count; n++) {
+                float lanes[PANEL];
+                lane_weights(it[n], p, in.weight, lanes);
+                swiglu(gu + n * 2 * slim, lanes, b.width, in.limit, it[n].half(), hidden + n * slim);
+            }
+            times_panel(b.w2 + it->expert * b.stride2, b.d, b.width, hidden, slim, y, wide, panels);
+            for (int n = 0; n < together[i].count; n++)
+                panel_to_rows(y + n * wide, it[n].count, b.d, rows + it[n].begin * b.d);
         }
         sum_choices(rows, p, in.tokens, in.choices, b.d, out);
     }

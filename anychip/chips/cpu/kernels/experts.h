@@ -28,6 +28,14 @@ Plan plan_at(int32_t* memory, int64_t experts, int64_t pairs) {
 
 struct Item {
     int32_t expert, begin, count, panel;  // sorted rows begin .. begin + count, and the panel they are
+    bool half() const { return count <= 8; }
+};
+
+// One or two panels of an expert that are worked on at once.
+struct Together {
+    const Item* first;
+    int count;
+    Panels panels() const { return count == 2 ? Panels::TWO : first->half() ? Panels::HALF : Panels::ONE; }
 };
 
 std::vector<Item> panels_of(const Plan& p, int64_t experts) {
@@ -36,6 +44,15 @@ std::vector<Item> panels_of(const Plan& p, int64_t experts) {
         for (int32_t at = p.offset[e], n = p.panel[e]; at < p.offset[e + 1]; at += PANEL, n++)
             items.push_back({e, at, std::min<int32_t>(PANEL, p.offset[e + 1] - at), n});
     return items;
+}
+
+std::vector<Together> together_of(const std::vector<Item>& items) {
+    std::vector<Together> found;
+    for (size_t i = 0; i < items.size(); i += found.back().count) {
+        const bool pair = i + 1 < items.size() && items[i + 1].expert == items[i].expert;
+        found.push_back({&items[i], pair ? 2 : 1});
+    }
+    return found;
 }
 
 struct Batch {

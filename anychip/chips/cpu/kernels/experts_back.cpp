@@ -28,25 +28,31 @@ struct Gradient {
     float *rows, *dgate_up, *hidden;  // scratch: pairs x d, panels x 2 width x PANEL, pairs x width
 };
 
-void backward_panel(const Bank& b, const Batch& in, const Plan& p, const Gradient& g, const Item& it, float* own) {
-    float *dy = own, *dx = dy + PANEL * b.d, *dhidden = dx + PANEL * b.d, *hidden = dhidden + PANEL * b.width;
-    float lanes[PANEL], dlanes[PANEL];
-    const bool half = it.count <= 8;
-    const float* gu = g.gate_up + it.panel * 2 * b.width * PANEL;
-    float* dgu = g.dgate_up + it.panel * 2 * b.width * PANEL;
-    gather(it, p, in.choices, g.dout, b.d, dy);
-    lane_weights(it, p, in.weight, lanes);
-    transposed_times_panel(b.w2 + it.expert * b.stride2, b.width, b.d, dy, dhidden, half, false);
-    swiglu_back(gu, lanes, b.width, in.limit, half, dhidden, hidden, dgu, dlanes);
-    if (g.dweight)
-        for (int i = 0; i < it.count; i++) g.dweight[p.order[it.begin + i]] = dlanes[i];
-    panel_to_rows(hidden, it.count, b.width, g.hidden + it.begin * b.width);
-    transposed_times_panel(b.w1 + it.expert * b.stride13, b.d, b.width, dgu, dx, half, false);
-    transposed_times_panel(b.w3 + it.expert * b.stride13, b.d, b.width, dgu + b.width * PANEL, dx, half, true);
-    panel_to_rows(dx, it.count, b.d, g.rows + it.begin * b.d);
+void backward_panels(const Bank& b, const Batch& in, const Plan& p, const Gradient& g, const Together& items, float* own) {
+    const int64_t wide = b.d * PANEL, slim = b.width * PANEL;  // of one panel
+    const Panels panels = items.panels();
+    const int32_t e = items.first->expert;
+    float *dy = own, *dx = dy + 2 * wide, *dhidden = dx + 2 * wide, *hidden = dhidden + 2 * slim;
+    float* dgu = g.dgate_up + items.first->panel * 2 * slim;
+    for (int i = 0; i < items.count; i++) gather(items.first[i], p, in.choices, g.dout, b.d, dy + i * wide);
+    transposed_times_panel(b.w2 + e * b.stride2, b.width, b.d, dy, wide, dhidden, slim, panels, false);
+    for (int i = 0; i < items.count; i++) {
+        const Item& it = items.first[i];
+        float lanes[PANEL], dlanes[PANEL];
+        lane_weights(it, p, in.weight, lanes);
+        swiglu_back(g.gate_up + it.panel * 2 * slim, lanes, b.width, in.limit, it.half(), dhidden + i * slim, hidden,
+                    dgu + i * 2 * slim, dlanes);
+        if (g.dweight)
+            for (int lane = 0; lane < it.count; lane++) g.dweight[p.order[it.begin + lane]] = dlanes[lane];
+        panel_to_rows(hidden, it.count, b.width, g.hidden + it.begin * b.width);
+    }
+    transposed_times_panel(b.w1 + e * b.stride13, b.d, b.width, dgu, 2 * slim, dx, wide, panels, false);
+    transposed_times_panel(b.w3 + e * b.stride13, b.d, b.width, dgu + slim, 2 * slim, dx, wide, panels, true);
+    for (int i = 0; i < items.count; i++)
+        panel_to_rows(dx + i * wide, items.first[i].count, b.d, g.rows + items.first[i].begin * b.d);
 }
 
-constexpr int BLOCK = 96;    // weight rows that a thread takes at once; a multiple of six and eight
+constexpr int BLOCK = 48;    // weight rows that a thread takes at once; a multiple of six and eight
 constexpr int DEPTH = 128;   // tokens summed at once; a multiple of PANEL
 
 // dw[row][column] (+)= sum over n tokens of a(row, token) b(token, column), sixteen or eight columns from b on.
@@ -109,13 +115,14 @@ void weight_block(const Bank& b, const Batch& in, const Plan& p, const Gradient&
 
 void backward(const Bank& b, const Batch& in, const Plan& p, const Gradient& g) {
     const std::vector<Item> items = panels_of(p, b.experts);
-    const int64_t many = items.size(), blocks13 = (b.width + BLOCK - 1) / BLOCK, blocks2 = (b.d + BLOCK - 1) / BLOCK;
+    const std::vector<Together> together = together_of(items);
+    const int64_t many = together.size(), blocks13 = (b.width + BLOCK - 1) / BLOCK, blocks2 = (b.d + BLOCK - 1) / BLOCK;
     const int64_t per_expert = 2 * blocks13 + blocks2;
 #pragma omp parallel if (many > 1)
     {
-        std::vector<float> own(PANEL * 2 * (b.d + b.width));
+        std::vector<float> own(PANEL * (4 * b.d + 3 * b.width));
 #pragma omp for schedule(dynamic, 4)
-        for (int64_t i = 0; i < many; i++) backward_panel(b, in, p, g, items[i], own.data());
+        for (int64_t i = 0; i < many; i++) backward_panels(b, in, p, g, together[i], own.data());
 #pragma omp for schedule(dynamic, 4) nowait
         for (int64_t i = 0; i < b.experts * per_expert; i++) {
             const int32_t e = i / per_expert;

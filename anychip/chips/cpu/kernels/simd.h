@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 typedef float f8 __attribute__((vector_size(32)));
 typedef float f8u __attribute__((vector_size(32), aligned(4), may_alias));  // a load from any address
@@ -30,9 +33,10 @@ INLINE f8 hold8(f8 v) {
 #if defined(__AVX512F__)
 typedef float f16 __attribute__((vector_size(64)));
 typedef float f16u __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int SIXTEENS = 8;  // vectors of sixteen sums that fill the registers, with what they are made from
+constexpr int SIXTEENS = 8;  // vectors of sixteen sums that hide a multiply-add's latency
 INLINE f16 load16(const float* p) { return *reinterpret_cast<const f16u*>(p); }
 INLINE void store16(float* p, f16 v) { *reinterpret_cast<f16u*>(p) = v; }
+INLINE f16 all16(float x) { return (f16)_mm512_set1_ps(x); }
 INLINE f16 hold16(f16 v) {
     asm("" : "+v"(v));
     return v;

@@ -18,33 +18,70 @@ INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, cons
     for (int r = 0; r < R; r++) Lanes<V>::store(c + r * c_row, acc[r]);
 }
 
-// out[row][PANEL] (+)= A panel for `rows` rows of A. With `half`, only lanes 0-7 are worked on: what the others get is
-// undefined. The shapes of the tiles fill the registers; the last rows take smaller ones.
-INLINE void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* panel,
-                          float* out, bool half, bool add) {
-    int64_t r = 0;
-    if (half) {
-        for (; r + 12 <= rows; r += 12) tile<12, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
-        for (; r + 4 <= rows; r += 4) tile<4, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
-        for (; r < rows; r++) tile<1, 1>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
-        return;
+// The same for two panels at once, `b_pair` and `c_pair` floats apart: each number of a serves both.
+template <int R>
+INLINE void tile_pair(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_pair, float* c,
+                      int64_t c_pair, bool add) {
+#if defined(__AVX512F__)
+    f16 low[R] = {}, high[R] = {};
+    for (int r = 0; r < R && add; r++) low[r] = load16(c + r * PANEL), high[r] = load16(c + c_pair + r * PANEL);
+    for (int64_t k = 0; k < depth; k++) {
+        const f16 l = hold16(load16(b + k * PANEL)), h = hold16(load16(b + b_pair + k * PANEL));
+        for (int r = 0; r < R; r++) {
+            const f16 x = all16(a[r * a_row + k * a_k]);
+            low[r] += x * l, high[r] += x * h;
+        }
     }
-    for (; r + SIXTEENS <= rows; r += SIXTEENS)
-        tile<SIXTEENS, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
-    for (; r + 4 <= rows; r += 4) tile<4, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
-    for (; r + 2 <= rows; r += 2) tile<2, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
-    for (; r < rows; r++) tile<1, 2>(depth, a + r * a_row, a_row, a_k, panel, PANEL, out + r * PANEL, PANEL, add);
+    for (int r = 0; r < R; r++) store16(c + r * PANEL, low[r]), store16(c + c_pair + r * PANEL, high[r]);
+#else
+    tile<R, 2>(depth, a, a_row, a_k, b, PANEL, c, PANEL, add);
+    tile<R, 2>(depth, a, a_row, a_k, b + b_pair, PANEL, c + c_pair, PANEL, add);
+#endif
+}
+
+// Panels that a product works on: one, its lanes 0-7 alone (what the others get is undefined), or two at once.
+enum class Panels { HALF, ONE, TWO };
+
+// Rows r .. of `rows` by tiles of R rows as long as they fit.
+template <int R>
+INLINE void tiles(int64_t& r, int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* panel,
+                  int64_t panel_pair, float* out, int64_t out_pair, Panels panels, bool add) {
+    for (; r + R <= rows; r += R) {
+        const float* from = a + r * a_row;
+        float* to = out + r * PANEL;
+        if (panels == Panels::TWO) tile_pair<R>(depth, from, a_row, a_k, panel, panel_pair, to, out_pair, add);
+        else if (panels == Panels::ONE) tile<R, 2>(depth, from, a_row, a_k, panel, PANEL, to, PANEL, add);
+        else tile<R, 1>(depth, from, a_row, a_k, panel, PANEL, to, PANEL, add);
+    }
+}
+
+constexpr int64_t TERMS = 256;  // summed at once: so much of a panel stays in the first cache while all rows pass
+
+// out[row][PANEL] (+)= A panel for `rows` rows of A; a second panel lies `panel_pair`, its result `out_pair` floats after.
+// The shapes of the tiles fill the registers; the last rows take smaller ones.
+INLINE void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* panel,
+                          int64_t pair, float* out, int64_t out_pair, Panels panels, bool add) {
+    for (int64_t k = 0; k < depth || !k; k += TERMS, add = true, a += TERMS * a_k, panel += TERMS * PANEL) {
+        const int64_t n = depth - k < TERMS ? depth - k : TERMS;
+        int64_t r = 0;
+        if (panels == Panels::HALF) tiles<12>(r, rows, n, a, a_row, a_k, panel, pair, out, out_pair, panels, add);
+        tiles<SIXTEENS>(r, rows, n, a, a_row, a_k, panel, pair, out, out_pair, panels, add);
+        tiles<4>(r, rows, n, a, a_row, a_k, panel, pair, out, out_pair, panels, add);
+        tiles<2>(r, rows, n, a, a_row, a_k, panel, pair, out, out_pair, panels, add);
+        tiles<1>(r, rows, n, a, a_row, a_k, panel, pair, out, out_pair, panels, add);
+    }
 }
 
 // out[row][PANEL] = W panel, W [rows][depth] as it lies (forward products).
-INLINE void times_panel(const float* w, int64_t rows, int64_t depth, const float* panel, float* out, bool half) {
-    panel_product(rows, depth, w, depth, 1, panel, out, half, false);
+INLINE void times_panel(const float* w, int64_t rows, int64_t depth, const float* panel, int64_t pair, float* out,
+                        int64_t out_pair, Panels panels) {
+    panel_product(rows, depth, w, depth, 1, panel, pair, out, out_pair, panels, false);
 }
 
 // out[column][PANEL] (+)= W^T panel, W [depth][columns] as it lies (products of the backward).
-INLINE void transposed_times_panel(const float* w, int64_t columns, int64_t depth, const float* panel, float* out, bool half,
-                                   bool add) {
-    panel_product(columns, depth, w, 1, columns, panel, out, half, add);
+INLINE void transposed_times_panel(const float* w, int64_t columns, int64_t depth, const float* panel, int64_t pair,
+                                   float* out, int64_t out_pair, Panels panels, bool add) {
+    panel_product(columns, depth, w, 1, columns, panel, pair, out, out_pair, panels, add);
 }
 
 INLINE void transpose8(f8* v) {
