@@ -31,26 +31,26 @@ INLINE f8 hold8(f8 v) {
 
 // Sixteen lanes: one register where the processor has such, else two. Each lane's arithmetic is the same in both.
 #if defined(__AVX512F__)
-typedef float f16 __attribute__((vector_size(64)));
+typedef f16 Sixteen;
 typedef float f16u __attribute__((vector_size(64), aligned(4), may_alias));
 constexpr int SIXTEENS = 8;  // vectors of sixteen sums that hide a multiply-add's latency
-INLINE f16 load16(const float* p) { return *reinterpret_cast<const f16u*>(p); }
-INLINE void store16(float* p, f16 v) { *reinterpret_cast<f16u*>(p) = v; }
-INLINE f16 all16(float x) { return (f16)_mm512_set1_ps(x); }
-INLINE f16 hold16(f16 v) {
+INLINE Sixteen load16(const float* p) { return *reinterpret_cast<const f16u*>(p); }
+INLINE void store16(float* p, Sixteen v) { *reinterpret_cast<f16u*>(p) = v; }
+INLINE Sixteen all16(float x) { return (Sixteen)_mm512_set1_ps(x); }
+INLINE Sixteen hold16(Sixteen v) {
     asm("" : "+v"(v));
     return v;
 }
 #else
-struct f16 {
+struct Sixteen {
     f8 low, high;
-    f16& operator+=(const f16& other) { return low += other.low, high += other.high, *this; }
-    friend f16 operator*(float x, const f16& v) { return {x * v.low, x * v.high}; }
+    Sixteen& operator+=(const Sixteen& other) { return low += other.low, high += other.high, *this; }
+    friend Sixteen operator*(float x, const Sixteen& v) { return {x * v.low, x * v.high}; }
 };
 constexpr int SIXTEENS = 6;
-INLINE f16 load16(const float* p) { return {load8(p), load8(p + 8)}; }
-INLINE void store16(float* p, const f16& v) { store8(p, v.low), store8(p + 8, v.high); }
-INLINE f16 hold16(f16 v) { return {hold8(v.low), hold8(v.high)}; }
+INLINE Sixteen load16(const float* p) { return {load8(p), load8(p + 8)}; }
+INLINE void store16(float* p, const Sixteen& v) { store8(p, v.low), store8(p + 8, v.high); }
+INLINE Sixteen hold16(Sixteen v) { return {hold8(v.low), hold8(v.high)}; }
 #endif
 
 // `8 V` lanes.
@@ -62,7 +62,7 @@ template <> struct Lanes<1> {
     static INLINE_MEMBER type hold(type v) { return hold8(v); }
 };
 template <> struct Lanes<2> {
-    typedef f16 type;
+    typedef Sixteen type;
     static INLINE_MEMBER type load(const float* p) { return load16(p); }
     static INLINE_MEMBER void store(float* p, type v) { store16(p, v); }
     static INLINE_MEMBER type hold(type v) { return hold16(v); }

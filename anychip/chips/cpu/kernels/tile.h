@@ -23,12 +23,12 @@ template <int R>
 INLINE void tile_pair(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_pair, float* c,
                       int64_t c_pair, bool add) {
 #if defined(__AVX512F__)
-    f16 low[R] = {}, high[R] = {};
+    Sixteen low[R] = {}, high[R] = {};
     for (int r = 0; r < R && add; r++) low[r] = load16(c + r * PANEL), high[r] = load16(c + c_pair + r * PANEL);
     for (int64_t k = 0; k < depth; k++) {
-        const f16 l = hold16(load16(b + k * PANEL)), h = hold16(load16(b + b_pair + k * PANEL));
+        const Sixteen l = hold16(load16(b + k * PANEL)), h = hold16(load16(b + b_pair + k * PANEL));
         for (int r = 0; r < R; r++) {
-            const f16 x = all16(a[r * a_row + k * a_k]);
+            const Sixteen x = all16(a[r * a_row + k * a_k]);
             low[r] += x * l, high[r] += x * h;
         }
     }
