@@ -1,4 +1,4 @@
-"""Checkpoints: the publisher's layout (FP32, BF16, FP8, FP4) and transformers' naming, read and written in streams."""
+"""Checkpoints: the publishers' layouts (FP32, BF16, FP8, FP4) and transformers' naming, read and written in streams."""
 
 from .codec import FORMATS
 from .configs import read_config

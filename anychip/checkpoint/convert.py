@@ -43,8 +43,8 @@ def convert(
     """Rewrite a checkpoint of any naming as a new folder in the naming `to` (publisher, transformers).
 
     `format` None keeps every tensor as it is stored, byte for byte; fp32, bf16, fp8 or fp4 re-encode what
-    is stored otherwise. The transformers naming holds fp32 or bf16: transformers itself reads the
-    publisher's FP8 and FP4 layout. Its loader passes over the MTP block, which stays in the file.
+    is stored otherwise. V4's transformers naming holds fp32 or bf16: transformers itself reads the publisher's FP8
+    and FP4 layout. Its loaders pass over the MTP block, which stays in the file.
     Raises CheckpointError as `load_checkpoint`, InputError for a bad argument or target; writes whole or not at all.
     """
     opened = open_source(source)

@@ -21,7 +21,7 @@ def convert(
     format: Annotated[str | None, typer.Option(help="fp32, bf16, fp8 or fp4. Default: as it is stored.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Rewrite a checkpoint between DeepSeek's layout and transformers', or in another number format.
+    """Rewrite a checkpoint between its publisher's layout and transformers', or in another number format.
 
     Example: [bold]anychip convert nano nano-hf --to transformers --format bf16[/bold]
     Example: [bold]anychip convert run model --format bf16[/bold]
