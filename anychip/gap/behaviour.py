@@ -56,11 +56,11 @@ def trainer_of(subject: Subject, chip: Chip, seed: int) -> Trainer:
     """Return a trainer of the subject's model on a chip: seeded weights, the subject's text, a plain recipe."""
     settings = subject.settings
     batches = TokenBatches(subject.ids, settings.train_batch, settings.train_length, seed)
-    ahead = {} if subject.config.num_nextn_predict_layers else {"mtp_weight": 0.0}
+    mtp_weight = TrainSettings.mtp_weight if subject.config.num_nextn_predict_layers else 0.0
     return Trainer(subject.model(chip, trained=False, seed=seed), chip, batches,
                    TrainSettings(steps=settings.train_steps, batch=settings.train_batch, length=settings.train_length,
                                  seed=seed, learning_rate=settings.learning_rate, warmup_steps=5, decay_from=0.0,
-                                 optimizer="adamw", balance_weight=0.0, **ahead))
+                                 optimizer="adamw", balance_weight=0.0, mtp_weight=mtp_weight))
 
 
 def _router_load(trainer: Trainer) -> dict[str, list[float]]:
