@@ -25,7 +25,8 @@ from .settings import EngineSettings, EngineStats
 from .stream import Stream
 from .structured import Grammars, Matcher
 
-_DRAFTED = 4  # drafts are of the first quarter of the ids, a BPE's commonest: a head over all costs more than it finds
+# Drafts are of the first ids, a BPE's commonest: a head over all costs more than it finds. Greedy answers need fewer.
+_DRAFTED, _DRAWN = 1 / 4, 1 / 2
 _RECENT, _RATE_S = 256, 10.0  # finished answers that medians are over; seconds that rates are over
 
 
@@ -179,9 +180,10 @@ class Worker:
             first = rows[-1] == len(rows) - 1
             kept = slice(len(rows)) if first else torch.tensor(rows, device=streams_Tnd.device)
             streams_Tnd = streams_Tnd[kept]
-        batch = make_batch(spans, ids, guessing, self.model.config.vocab_size // _DRAFTED)
-        found = run_draft(self.model, self.cache, batch, streams_Tnd).float().cpu().numpy()
         guessers = [answer for answer, _, _ in spans if answer.pending == 1]
+        share = _DRAFTED if all(answer.request.sampling.temperature == 0 for answer in guessers) else _DRAWN
+        batch = make_batch(spans, ids, guessing, int(share * self.model.config.vocab_size))
+        found = run_draft(self.model, self.cache, batch, streams_Tnd).float().cpu().numpy()
         for answer, row in zip(guessers, found, strict=True):
             if answer.most - answer.num_new > 1 and len(answer.tokens) + 1 < self.max_context:
                 logits = np.full(self.model.config.vocab_size, -np.inf, np.float32)
