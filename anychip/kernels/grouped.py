@@ -1,9 +1,9 @@
 """Attention with keys and values of their own, whose heads groups of query heads share: the forward kernel.
 
 The rows of a product are tokens that see the same run of keys, times the heads of a group: `cut_tokens` makes the
-table of such tiles on the chip. A program takes tiles in turn and goes over a tile's keys twice, as attention.py does
-and for the same reason. Shape suffixes: T tokens, H query heads, G key heads, N keys, C key channels, V value channels,
-R = T * (H / G, filled up to a power of two) rows of queries, J tiles.
+table of such tiles on the chip. A program takes tiles in turn and goes over a tile's keys once, with a running softmax:
+values are narrow enough for that (not so in attention.py). Shape suffixes: T tokens, H query heads, G key heads,
+N keys, C key channels, V value channels, R = T * (H / G, filled up to a power of two) rows of queries, J tiles.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor
 from ..errors import NotSupported
 from ..ops import Ranges
 from .attention import ranges
-from .attention_keys import add_up, load_run, logits, mix_in, run_keys, run_rows
+from .attention_keys import load_run, logits, run_keys, run_rows
 from .attention_tiles import KEYS
 from .example import Launch, example
 from .grid import Args, power_of_2
+from .launch import Family
 
 QUERIES = 32  # rows of queries that the keys' gradient takes at a time
 
@@ -65,9 +66,13 @@ def cut_tokens(seen: Ranges, each: int, tokens_a_tile: int) -> tuple[Tensor, Ten
     return torch.where(size[:, None] > 0, table, 0).int(), (tile[-1:] + 1).int()
 
 
-def rows_a_tile(tokens: int, each: int) -> int:
-    """Return how many rows of queries a tile has: few where tokens are so few that they may be of as many sequences."""
-    return max(16 if tokens < 128 else 64, each)
+def tile_sizes(family: Family, tokens: int, each: int, widest: int) -> tuple[int, int]:
+    """Return how many rows of queries a tile of the forward kernel has, and how many keys.
+
+    Few rows where tokens are so few that they may be of as many sequences. 128 rows of 128 channels would be a fifth
+    faster on 910B (simulated), and overflow 950's UB.
+    """
+    return max(16 if tokens < 128 else 64, each), 128 if family == "ascend" and widest <= 128 else KEYS
 
 
 def key_parts(channels: int, value: int) -> dict[str, int]:
@@ -80,28 +85,28 @@ def key_parts(channels: int, value: int) -> dict[str, int]:
     return {"CHANNELS": main, "TAIL": channels - main, "VALUE": value}
 
 
-def plan_grouped(query_THC: Tensor, key_NGC: Tensor, value_NGV: Tensor, seen: Ranges,
-                 scale: float) -> tuple[Args, dict[str, Any]]:
-    """Return the args and constants that the forward kernel and the queries' gradient share.
+def plan_grouped(family: Family, query_THC: Tensor, key_NGC: Tensor, value_NGV: Tensor,
+                 view: tuple[Ranges, float]) -> tuple[Args, dict[str, Any]]:
+    """Return the args and constants of the forward kernel; `view` = (what each token sees, scale).
 
     Raises NotSupported as `key_parts` does.
     """
-    (tokens, heads, channels), groups = query_THC.shape, key_NGC.shape[1]
+    (tokens, heads, channels), groups, (seen, scale) = query_THC.shape, key_NGC.shape[1], view
     constants = key_parts(channels, value_NGV.shape[2])
     each = power_of_2(heads // groups)
-    block = rows_a_tile(tokens, each)
+    block, keys = tile_sizes(family, tokens, each, max(constants["CHANNELS"], constants["VALUE"]))
     slack = max(block, QUERIES)
     tiles, num_tiles = cut_tokens(seen, each, block // each)
-    key, value = (_whole(t) for t in (key_NGC, value_NGV))
+    key, value = (_whole(t, keys) for t in (key_NGC, value_NGV))
     args: Args = {"query": by_group(query_THC, groups, slack), "key": key, "value": value, "tiles": tiles,
                   "num_tiles": num_tiles, "count": seen.count.int().repeat_interleave(each), "rows": tokens * each,
                   "slack": slack, "num_keys": key.shape[0], "scale": scale}
-    return args, constants | {"GROUPS": groups, "BLOCK_M": block, "BLOCK_N": KEYS}
+    return args, constants | {"GROUPS": groups, "BLOCK_M": block, "BLOCK_N": keys}
 
 
-def _whole(rows_NGC: Tensor) -> Tensor:
+def _whole(rows_NGC: Tensor, keys: int) -> Tensor:
     """The rows, and zeros after them where they are fewer than a tile: `load_run` reads whole tiles."""
-    missing = KEYS - rows_NGC.shape[0]
+    missing = keys - rows_NGC.shape[0]
     return torch.nn.functional.pad(rows_NGC, (0, 0, 0, 0, 0, missing)) if missing > 0 else rows_NGC.contiguous()
 
 
@@ -123,7 +128,7 @@ def grouped_inputs(seed: int, form: str) -> tuple[tuple[Tensor, Tensor, Tensor],
 
 def _launch(seed: int, form: str) -> Launch:
     tensors, seen, scale = grouped_inputs(seed, form)
-    args, constants = plan_grouped(*tensors, seen, scale)
+    args, constants = plan_grouped("ascend", *tensors, (seen, scale))
     groups, rows = tensors[1].shape[1], int(args["rows"])  # type: ignore[arg-type]
     args |= {"out": tensors[0].new_full((groups, rows, constants["VALUE"]), 7.0),
              "lse": torch.full((groups, rows), 7.0)}
@@ -188,20 +193,19 @@ def grouped_forward(
         q, q_tail = run_keys(query, group * (rows + slack) + first, width, CHANNELS, TAIL, BLOCK_M)
         peak = tl.full((BLOCK_M,), -1e30, tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
-        for n0 in range(0, most, BLOCK_N):
-            row, seen = run_rows(num_keys, start, most, n0, BLOCK_N)
-            keys, tail = run_keys(key + group * width, row, GROUPS * width, CHANNELS, TAIL, BLOCK_N)
-            sight = in_sight(row, start, seen, own, BLOCK_N)
-            peak, total = add_up(logits(q, q_tail, keys, tail, sight, scale, TAIL), peak, total)
-        denominator = peak + tl.log(total)
-        at = group * rows + first
-        tl.store(lse + at + m, denominator, mask=m < left)
         mixed = tl.zeros((BLOCK_M, VALUE), tl.float32)
         for n0 in range(0, most, BLOCK_N):
             row, seen = run_rows(num_keys, start, most, n0, BLOCK_N)
             keys, tail = run_keys(key + group * width, row, GROUPS * width, CHANNELS, TAIL, BLOCK_N)
             logit = logits(q, q_tail, keys, tail, in_sight(row, start, seen, own, BLOCK_N), scale, TAIL)
             values = load_run(value + group * VALUE, row, GROUPS * VALUE, VALUE, BLOCK_N)
-            mixed = mix_in(logit, denominator, values, mixed)
+            higher = tl.maximum(peak, tl.max(logit, 1))
+            weight = tl.exp(logit - higher[:, None])
+            fade = tl.exp(peak - higher)
+            total = total * fade + tl.sum(weight, 1)
+            mixed = mixed * fade[:, None] + tl.dot(weight.to(values.dtype), values, input_precision="ieee")
+            peak = higher
+        at = group * rows + first
+        tl.store(lse + at + m, peak + tl.log(total), mask=m < left)
         tl.store(out + at * VALUE + m[:, None] * VALUE + tl.arange(0, VALUE)[None, :],
-                 mixed.to(out.dtype.element_ty), mask=m[:, None] < left)
+                 (mixed / total[:, None]).to(out.dtype.element_ty), mask=m[:, None] < left)

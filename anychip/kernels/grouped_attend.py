@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..ops import Ranges
 from .attention_delta import delta
+from .attention_tiles import KEYS
 from .grid import Args
 from .grouped import by_group, by_token, grouped_forward, plan_grouped
 from .grouped_grad import grouped_keys_grad, grouped_query_grad, plan_keys_grad
@@ -37,7 +38,7 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, launch: Launcher, query: Tensor, key: Tensor, value: Tensor, seen: Ranges,
                 scale: float) -> Tensor:
         tokens, heads, _ = query.shape
-        args, constants = plan_grouped(query, key, value, seen, scale)
+        args, constants = plan_grouped(launch.family, query, key, value, (seen, scale))
         rows, groups = args["count"].shape[0], constants["GROUPS"]  # type: ignore[union-attr]
         out = query.new_empty(groups, rows, constants["VALUE"])
         lse = query.new_empty(groups, rows, dtype=torch.float32)
@@ -54,7 +55,8 @@ class _Grouped(torch.autograd.Function):
         grad = by_group(grads[0], groups, ctx.args["slack"])
         args = ctx.args | {"grad": grad, "lse": lse, "delta": delta(launch, out, grad[:, :rows].contiguous())}
         query_grad = out.new_empty(groups, rows, width)
-        _start(launch, grouped_query_grad, tokens * groups, args | {"query_grad": query_grad}, constants)
+        _start(launch, grouped_query_grad, tokens * groups, args | {"query_grad": query_grad},
+               constants | {"BLOCK_N": KEYS})
         args, constants = plan_keys_grad(args, constants, ctx.seen)
         key_grad = out.new_empty(args["num_keys"], groups, width)
         value_grad = out.new_empty(args["num_keys"], groups, constants["VALUE"])

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..ops import Ranges
 from .attention_grad import slopes, turned_slopes
 from .attention_keys import load_run, run_keys, run_rows
+from .attention_tiles import KEYS
 from .example import Launch, example
 from .grouped import QUERIES, by_group, grouped_inputs, in_sight, plan_grouped, rows_attention
 
@@ -59,7 +60,7 @@ def _slack(rows_NGC: Tensor, block: int) -> Tensor:
 
 def _started(seed: int, form: str) -> tuple[dict[str, Any], dict[str, Any], Ranges]:
     tensors, seen, scale = grouped_inputs(seed, form)
-    args, constants = plan_grouped(*tensors, seen, scale)
+    args, constants = plan_grouped("ascend", *tensors, (seen, scale))
     query, groups = tensors[0], tensors[1].shape[1]
     grad = torch.randn(*query.shape[:2], constants["VALUE"], generator=torch.Generator().manual_seed(seed))
     given = by_group(grad.to(query.dtype), groups, max(constants["BLOCK_M"], QUERIES))
@@ -72,7 +73,7 @@ def _started(seed: int, form: str) -> tuple[dict[str, Any], dict[str, Any], Rang
 def _query_launch(seed: int, form: str) -> Launch:
     args, constants, _ = _started(seed, form)
     args["query_grad"] = torch.full_like(args["query"][:, : args["rows"]], 7.0).contiguous()
-    return Launch(args, (3,), constants, ("query_grad",))
+    return Launch(args, (3,), constants | {"BLOCK_N": KEYS}, ("query_grad",))
 
 
 def _mla(seed: int) -> Launch:
