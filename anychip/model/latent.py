@@ -58,12 +58,16 @@ class Latent(Attention):
         entry_TC = self._entry(x_Td, plan, ops)
         rows = self._rows(x_Td, latent_Tr, plan, cache, ops)
         entry_NC = cache.write("entry", entry_TC)
-        watched = self.indexer is not None and self.indexer.kept is not None
-        if cache.state is None and isinstance(rows, Ranges) and not watched:
+        if cache.state is None and isinstance(rows, Ranges) and not self._watches:
             out_THV = self._by_head(query_THC, entry_NC, rows, ops)
         else:
             out_THV = self._absorbed(query_THC, entry_NC, rows, ops)
         return ops.linear(out_THV.flatten(1), self.wo.weight)
+
+    @property
+    def _watches(self) -> bool:
+        """Whether the indexer's loss needs this pass: it wants the entries' space, and its rows apart from a window."""
+        return self.indexer is not None and self.indexer.kept is not None
 
     def _query(self, x_Td: Tensor, plan: LayerPlan, ops: Ops) -> tuple[Tensor, Tensor]:
         """Return each head's query, its last channels rotated, and the latent that an indexer reads (else the input).
@@ -112,8 +116,8 @@ class Latent(Attention):
         plain_THC, turned_THR = query_THC.split((spec.nope, spec.rope.channels), 2)
         query_THr = ops.grouped_linear(plain_THC, key_HCr.transpose(1, 2)).unflatten(1, (spec.heads, -1))
         query_THC = torch.cat((query_THr, turned_THR), 2)
-        whole = isinstance(rows, Ranges) and (self.indexer is None or self.indexer.kept is None)
-        keys = Keys(entry_NC, rows) if whole and isinstance(rows, Ranges) else Keys.chosen(entry_NC, rows)
+        plain = isinstance(rows, Ranges) and not self._watches
+        keys = Keys(entry_NC, rows) if plain else Keys.chosen(entry_NC, rows)  # type: ignore[arg-type]
         self.watch(query_THC, keys, None, spec.scale)
         out_THr = ops.attention(query_THC, keys, None, scale=spec.scale, value_width=spec.kv_lora_rank)
         return ops.grouped_linear(out_THr, value_HVr)
