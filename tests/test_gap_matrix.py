@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from anychip.chips import open_chip
 from anychip.cli import build as command_line
-from anychip.config import load_config
 from anychip.errors import BundleError, InputError
 from anychip.eval.score import ratio
 from anychip.gap.load import load_subject
@@ -148,14 +147,13 @@ def test_random_weights_are_said_to_be_random_and_have_no_quality(grid):
 
 
 def test_random_weights_reach_every_part_and_are_refused_for_large_models():
-    model, _ = random_model("tiny", 3)
+    model, _ = random_model("qwen3-moe-nano", 3)
     state = model.state_dict()
     assert all(value.std() > 0 for name, value in state.items() if value.is_floating_point() and "_scale" not in name
                and value.numel() > 1)
-    assert torch.equal(state["embed.weight"], random_model("tiny", 3)[0].state_dict()["embed.weight"])
+    assert torch.equal(state["embed.weight"], random_model("qwen3-moe-nano", 3)[0].state_dict()["embed.weight"])
     with pytest.raises(InputError, match="v4-flash has .*G parameters and no trained weights"):
         random_model("v4-flash", 0)
-    assert load_config("tiny").vocab_size >= 4096
 
 
 def test_eval_runs_and_serving_runs_stand_beside(grid, tmp_path):
