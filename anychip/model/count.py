@@ -15,7 +15,8 @@ class ParameterCount(NamedTuple):
     """Parameters of the main model (total, and active for one token) and of its MTP block, and those of the embedding.
 
     `active` is what a token multiplies by: it leaves the embedding out (a lookup; of a tied one the head stays in).
-    Publishers other than DeepSeek-V4's count it (V3's 37B, Qwen3's 3.3B and 22B, GLM-5's 40B): `active_published`.
+    Published figures differ in this: V3's 37B and Qwen3's 3.3B and 22B count it (`active_with_embedding`), DeepSeek-V4's
+    13B, GLM-5.1's 40B and V3.2's 37B are nearer without.
     """
 
     total: int
@@ -25,7 +26,7 @@ class ParameterCount(NamedTuple):
     embedding: int
 
     @property
-    def active_published(self) -> int:
+    def active_with_embedding(self) -> int:
         """Active parameters with the embedding."""
         return self.active + self.embedding
 
