@@ -69,8 +69,8 @@ def _dots_launch(seed: int) -> Launch:
 
 
 def _dots_one_launch(seed: int) -> Launch:
-    made = _inputs(seed, 5, 200, torch.float32)
-    return Launch({"a": made["y"], "b": made["x"], "out": torch.empty(4, 5), "tokens": 5}, (2,),
+    made = _inputs(seed, 37, 200, torch.float32)
+    return Launch({"a": made["y"], "b": made["x"], "out": torch.empty(4, 37), "tokens": 37}, (2,),
                   {"D": 200, "A": 1, "TOKENS": 4, "BLOCK": 256}, ("out",))
 
 
