@@ -18,11 +18,15 @@ import time
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from anychip.chips import open_chip
 from anychip.config import load_config
 from anychip.model import Layout, State, Transformer, initialize
-from anychip.plan.own import own_pass_memory, own_step_s, own_train_memory
+from anychip.parallel.degrees import Degrees
+from anychip.parallel.ranks import Ranks
+from anychip.parallel.world import join
+from anychip.plan.own import own_pass_memory, own_train_memory
 from anychip.train.settings import TrainSettings
 from anychip.train.trainer import Trainer
 
@@ -36,6 +40,12 @@ RUNS = (
     ("train", "tiny", 1, 1024, False, "muon"), ("train", "tiny", 1, 1024, True, "muon"),
     ("train", "tiny", 2, 512, False, "adamw"), ("train", "tiny", 1, 2048, True, "adamw"),
     ("serve", "tiny", 4, 4096, False, ""), ("serve", "nano", 8, 8192, False, ""),
+)
+# model, sequences, length, ranks, recompute: micro-batches of one rank's sequences, two where the data is not split
+RANKS = (
+    ("nano", 4, 1024, Degrees(shard=2), False), ("nano", 4, 1024, Degrees(expert=2), False),
+    ("nano", 4, 1024, Degrees(pipeline=2), False), ("tiny", 4, 256, Degrees(shard=4), False),
+    ("tiny", 2, 512, Degrees(shard=2), True), ("tiny", 2, 512, Degrees(expert=2), False),
 )
 CHUNK = 256  # new tokens of a serving pass, of each sequence
 MEMORY_LIMIT, TIME_LIMIT = 0.08, 0.15
@@ -99,6 +109,23 @@ def measure(index: int) -> dict[str, Any]:
         trainer.step()
         seconds.append(time.process_time() - begin)
     return {"peak": weights + size_of(trainer.optimizer.state_dict()) + peak, "seconds": statistics.median(seconds)}
+
+
+def measure_rank(index: int) -> float:
+    """Be one rank of one of RANKS and return its peak bytes."""
+    torch.set_num_threads(1)
+    name, sequences, length, degrees, recompute = RANKS[index]
+    settings = TrainSettings(steps=10, batch=sequences, length=length, recompute=recompute,
+                             micro_batches=max(degrees.num_data, 2))
+    chip = open_chip("cpu")
+    model = Transformer(load_config(name), chip.ops())
+    initialize(model, 0)
+    placed = Ranks(model, join(chip.device, degrees), settings)
+    trainer = Trainer(model, chip, _Random(model.config.vocab_size, sequences, length), settings, placed)
+    trainer.step()
+    held = (*model.parameters(), *model.buffers(), *trainer.optimizer.state_dict().values())
+    before = sum(size_of(t.to_local() if isinstance(t, DTensor) else t) for t in held)
+    return before + peak_bytes(trainer.step)
 
 
 def predict(index: int) -> float:

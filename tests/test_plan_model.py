@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from anychip.errors import ChipError, ConfigError, InputError
 from anychip.plan.cluster import parse_cluster, read_cluster
 from anychip.plan.collectives import Group, all_gather_s, all_to_all_s, levels_of
 from anychip.plan.counts import cache_bytes, decode_flops
-from anychip.plan.cut import Share, cut
+from anychip.plan.cut import CLASSES, Share, cut
 from anychip.plan.fit import fit_formats
-from anychip.plan.models import find_model
+from anychip.plan.models import find_model, own_model
 from anychip.plan.own import own_train_memory
 from anychip.plan.work import Batch
 
@@ -30,12 +31,29 @@ def test_parameters_and_cache_are_the_published_ones(name: str, total: float, ac
     assert cache_bytes(load_config(name), "bf16").per_token == bf16
 
 
+@pytest.mark.parametrize(("name", "total", "active", "bf16"), [
+    ("deepseek-v3", 671.026, 36.626, 70272), ("deepseek-v3.2", 671.878, 37.477, 85888),
+    ("glm-5.1", 743.911, 40.833, 109824), ("glm-5.2", 743.377, 40.298, 95232),
+    ("Qwen3_30B_a3B", 30.532, 3.042, 98304), ("Qwen3-235B", 235.094, 21.568, 192512)])
+def test_other_families_are_planned_from_their_own_code(name: str, total: float, active: float, bf16: int) -> None:
+    model = find_model(name)
+    work = model.work(Batch(2, 1, 4096))
+    assert model.config is not None and model.cache("bf16").per_token == bf16
+    assert work.num_parameters() / 1e9 == pytest.approx(total, rel=1e-5)
+    assert work.num_active() / 1e9 == pytest.approx(active, rel=1e-4)
+    for part in (work.parts[name] for name in work.layers):
+        whole, split = cut(part, Share()), cut(part, Share(tensor=4))
+        attention = whole.kind == CLASSES.index("attention")
+        assert split.flops[attention] * 4 == pytest.approx(whole.flops[attention]) and attention.sum() == 1
+
+
 # at 4K: the first context at which Pro's indexer selects (1,025 entries), as the published figure counts it
 @pytest.mark.parametrize(("context", "flash", "pro"), [
     (4100, 31.2 / 148.6, 118.7 / 148.6), (131072, 41.8 / 275.5, 142.6 / 275.5), (1048575, 0.0997, 0.2646)])
 def test_decode_flops_over_v32_are_the_published_ratios(context: int, flash: float, pro: float) -> None:
     batch = Batch(1, 1, context)
-    before = decode_flops(find_model("deepseek-v3.2").work(batch)).fp8_equivalent
+    longer = replace(load_config("deepseek-v3.2"), max_position_embeddings=2**20)
+    before = decode_flops(own_model(longer, "deepseek-v3.2").work(batch)).fp8_equivalent
     ratios = [decode_flops(find_model(name).work(batch)).fp8_equivalent / before for name in ("v4-flash", "v4-pro")]
     assert ratios == pytest.approx([flash, pro], rel=0.005)
 

@@ -179,6 +179,7 @@ def serve(
     token_ms: Annotated[float, typer.Option(help="The longest time between a user's tokens.")] = 50.0,
     sequences: Annotated[int | None, typer.Option(help="Plan one decode step of so many instead of two pools.")] = None,
     vs: Annotated[str | None, typer.Option(help="A second cluster to compare with.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the plans here.")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Plan serving: prefill and decode pools that meet a latency, tokens a second, what users see.
@@ -191,26 +192,32 @@ def serve(
     from ..plan.cluster import parse_cluster
     from ..plan.fit import Serving
     from ..plan.models import find_model
+    from ..plan.page import SERVING, pools_sections, serve_section
     from ..plan.pools import Request, plan_pools
     from ..plan.serve import Traffic, plan_decode
     from ..plan.show import show_pools, show_serve
+    from .plan_more import write_sections
 
     found_model, serving = find_model(model), Serving(weights, cache, tensor)
-    documents = []
+    documents, sections = [], []
     for text in (chips, *((vs,) if vs else ())):
         cluster = parse_cluster(text)
         if sequences is not None:
             traffic = Traffic(sequences, prompt + answer // 2, drafts, accepted)
             plan = plan_decode(found_model, cluster, serving, traffic)
             documents.append(serve_json(plan))
+            sections.append(serve_section(plan))
             if not as_json:
                 show_serve([plan], Console())
             continue
         pools = plan_pools(found_model, cluster, serving, Request(prompt, answer, hit, drafts, accepted),
                            token_s=token_ms / 1e3)
         documents.append(pools_json(pools))
+        sections += pools_sections(pools)
         if not as_json:
             show_pools(pools, Console())
+    if html is not None:
+        write_sections(found_model.name, sections, html, group=SERVING)
     if as_json:
         print_json(documents)
 

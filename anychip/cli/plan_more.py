@@ -12,7 +12,8 @@ from .terminal import print_json, working
 
 if TYPE_CHECKING:
     from ..plan.failures import FailureRate
-    from ..plan.reliability import Reliability
+    from ..plan.page import Section
+    from ..plan.reliability import RatePoint, Reliability
     from ..plan.train import TrainPlan
 
 CHIPS = typer.Option(help="COUNTxCHIP, e.g. 64xascend910c (a 910C card is two), or a cluster's .toml file.")
@@ -53,12 +54,19 @@ def write_report(plans: Sequence[TrainPlan], optimizer: str, answer: str, path: 
     """Write the plans' page, with the memory of each."""
     from ..plan.memory import train_memory
     from ..plan.models import find_model
+    from ..plan.page import TRAINING, train_section
+
+    sections = [train_section(plan, train_memory(find_model(plan.model), plan.cluster, plan.parallel, plan.job,
+                                                 optimizer)) for plan in plans]
+    write_sections(plans[0].model, sections, path, answer=answer, group=TRAINING)
+
+
+def write_sections(title: str, sections: Sequence[Section], path: Path, *, answer: str = "", group: str = "") -> None:
+    """Write a page of sections and say where."""
     from ..plan.page import write_page
     from .terminal import stderr
 
-    memories = [train_memory(find_model(plan.model), plan.cluster, plan.parallel, plan.job, optimizer)
-                for plan in plans]
-    write_page(plans, memories, answer, path)
+    write_page(title, sections, path, answer=answer, group=group)
     stderr().print(f"wrote {path}")
 
 
@@ -84,6 +92,7 @@ def reliability(
     restart_s: Annotated[float, typer.Option(help="From then until the job runs again.")] = 300.0,
     spare_nodes: Annotated[int | None, typer.Option(help="Nodes that stand ready; unlimited if not given.")] = None,
     trials: Annotated[int, typer.Option(help="Simulated runs.")] = 400,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the run and other rates here.")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Simulate failures of a long run: effective training time with its interval, and the best checkpoint interval.
@@ -94,24 +103,39 @@ def reliability(
 
     from ..plan.cluster import parse_cluster
     from ..plan.failures import find_rate, rate_of_chip
-    from ..plan.reliability import ReliabilityJob, best_interval_s, daly_interval_s, simulate_run, young_interval_s
+    from ..plan.page import reliability_sections
+    from ..plan.reliability import (
+        ReliabilityJob,
+        best_interval_s,
+        daly_interval_s,
+        rate_sensitivity,
+        simulate_run,
+        young_interval_s,
+    )
 
     cluster = parse_cluster(chips)
     known = find_rate(rate) if rate is not None else rate_of_chip(cluster.facts.name)
-    if known is None:
-        _sensitivity(cluster.count, cluster.facts.name, days, as_json)
-        return
-    job = ReliabilityJob(cluster.count, days * 86400, known, interval_s, stall_s, write_s, detect_s, restart_s,
-                         spare_nodes)
+    found = None
     with working("simulating runs"):
-        best = best_interval_s(job) if interval_s is None else interval_s
-        found = simulate_run(replace(job, interval_s=best), trials=trials)
-    intervals = {"Young": young_interval_s(stall_s, job.mtbf_s), "Daly": daly_interval_s(stall_s, job.mtbf_s),
-                 "used": best}
+        if known is not None:
+            job = ReliabilityJob(cluster.count, days * 86400, known, interval_s, stall_s, write_s, detect_s, restart_s,
+                                 spare_nodes)
+            best = best_interval_s(job) if interval_s is None else interval_s
+            found = simulate_run(replace(job, interval_s=best), trials=trials)
+        points = rate_sensitivity(cluster.count, days * 86400) if known is None or html or as_json else []
+    if html is not None:
+        write_sections("reliability", reliability_sections(found, points, cluster.facts.name), html)
+    document: dict[str, Any] = {"chip": cluster.facts.name, "rate": "unknown"}
+    if known is not None and found is not None:
+        intervals = {"Young": young_interval_s(stall_s, job.mtbf_s), "Daly": daly_interval_s(stall_s, job.mtbf_s),
+                     "used": best}
+        document |= _reliability_json(found, known, intervals)
+        if not as_json:
+            _print_reliability(found, known, intervals)
+    elif not as_json:
+        _print_sensitivity(points, cluster.facts.name)
     if as_json:
-        print_json(_reliability_json(found, known, intervals))
-    else:
-        _print_reliability(found, known, intervals)
+        print_json({**document, "sensitivity": [_point_json(point) for point in points]})
 
 
 def _reliability_json(found: Reliability, rate: FailureRate, intervals: dict[str, float]) -> dict[str, Any]:
@@ -136,26 +160,21 @@ def _print_reliability(found: Reliability, rate: FailureRate, intervals: dict[st
         typer.echo(f"  lost to {cause}: {hours:.1f} h")
 
 
-def _sensitivity(devices: int, chip: str, days: float, as_json: bool) -> None:
-    """The chip's rate is not published: what each possible rate would mean."""
-    from ..plan.failures import given_rate
-    from ..plan.reliability import ReliabilityJob, simulate_run
+def _point_json(point: RatePoint) -> dict[str, Any]:
+    return {"per_1000_node_days": point.per_1000_node_days, "failures_per_day": point.failures_per_day.mean,
+            "effective": point.effective.mean, "low": point.effective.low, "high": point.effective.high,
+            "kind": "simulated"}
 
-    rows: list[dict[str, Any]] = []
-    for per_1000 in (1.0, 2.5, 5.0, 10.0, 20.0, 40.0):
-        found = simulate_run(ReliabilityJob(devices, days * 86400, given_rate(per_1000)), trials=100)
-        rows.append({"per_1000_node_days": per_1000, "failures_per_day": found.failures_per_day.mean,
-                     "effective": found.effective.mean, "low": found.effective.low, "high": found.effective.high,
-                     "kind": "simulated"})
-    if as_json:
-        print_json({"rate": "unknown", "chip": chip, "sensitivity": rows})
-        return
+
+def _print_sensitivity(points: Sequence[RatePoint], chip: str) -> None:
+    """The chip's rate is not published: what each possible rate would mean."""
     typer.echo(f"the failure rate of {chip} is unknown: nobody published one. Give yours with --rate; what each would "
                "mean (simulated):")
-    for row in rows:
-        bar = "#" * round(40 * row["effective"])
-        typer.echo(f"  {row['per_1000_node_days']:5g} per 1,000 node-days: {row['failures_per_day']:7.2f} failures a "
-                   f"day, effective {100 * row['effective']:5.1f} % {bar}")
+    for point in points:
+        bar = "#" * round(40 * point.effective.mean)
+        failures, effective = point.failures_per_day.mean, 100 * point.effective.mean
+        typer.echo(f"  {point.per_1000_node_days:5g} per 1,000 node-days: {failures:7.2f} failures a day, effective "
+                   f"{effective:5.1f} % {bar}")
 
 
 def expect(
@@ -178,6 +197,7 @@ def expect(
     """
     from ..errors import InputError
     from ..plan.cluster import parse_cluster
+    from ..plan.expect import HEURISTIC
     from ..plan.expect import expect as place
     from ..plan.fit import Serving
     from ..plan.layout_text import complete_layout, parse_layout
@@ -207,6 +227,7 @@ def expect(
     found = place(plan, mine)
     best = found.published
     document = {"mine": mine, "unit": "tokens/s a device", "verdict": found.verdict, "causes": list(found.causes),
+                "causes_kind": HEURISTIC,
                 "roofline_bound": {"value": found.bound, "kind": "simulated"},
                 "planned": {"value": found.planned, "low": found.low, "high": found.high, "kind": "simulated"},
                 "best_published": None if best is None else {"value": best.tokens_per_s_device, "kind": "published",
@@ -220,4 +241,6 @@ def expect(
     typer.echo("  best published: none for this model and chip" if best is None else
                f"  best published {best.tokens_per_s_device:,.0f}: {best.row['id']}, {best.row['source']}")
     for number, cause in enumerate(found.causes, 1):
-        typer.echo(f"  likely cause {number}: {cause}")
+        typer.echo(f"  possible cause {number}: {cause}")
+    if found.causes:
+        typer.echo(f"  the causes are {HEURISTIC}")

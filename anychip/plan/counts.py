@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..config import ModelConfig
-from ..config.specs import AttentionSpec, Buffer
+from ..config.specs import AttentionSpec, Buffer, CompressedAttention, GroupedAttention
 from ..errors import InputError
 from .cut import CLASSES, Cuts, Share, cut
 from .work import Work
@@ -85,18 +85,24 @@ def cache_bytes(config: ModelConfig, fmt: str = "fp8") -> CacheBytes:
 
 
 def _row_bytes(buffer: Buffer, attention: AttentionSpec, fmt: str) -> float:
-    """Bytes of one cached row: rotated channels stay bf16, the others have scales.
+    """Bytes of one cached row. GQA's keys and values have one byte a channel in `fp8` and `int8`.
 
-    V4 in `fp8`: 448 FP8, 64 BF16, 8 bytes of scales; its indexer's keys FP4 with 4.
+    V4 in `fp8`: 448 FP8, 64 BF16, 8 bytes of scales; its indexer's keys FP4 with 4. MLA in both is FlashMLA's format:
+    512 of a byte, 64 BF16, 16 bytes of scales; its indexer's keys 128 of a byte and 4.
     """
     width, rope = buffer.width, attention.rope.channels
     if buffer.name.endswith((".value", ".gate")):
         return 4.0 * width
     if fmt == "bf16":
         return 2.0 * width
-    if fmt == "fp8":
-        return width / 2 + 4 if buffer.name.startswith("indexer.") else width + rope + 8.0
-    return width + 4.0
+    if isinstance(attention, GroupedAttention):
+        return float(width)
+    compressed = isinstance(attention, CompressedAttention)
+    if buffer.name.startswith("indexer."):
+        return width / (2 if compressed and fmt == "fp8" else 1) + 4
+    if compressed:
+        return width + (rope + 8.0 if fmt == "fp8" else 4.0)
+    return width + rope + 16.0
 
 
 def described_cache_bytes(fields: Mapping[str, int], fmt: str = "fp8") -> CacheBytes:

@@ -14,7 +14,10 @@ from .traced import traced_work
 from .work import Batch, Work
 
 # Names that publishers and tables use, without case and punctuation
-_ALIASES = {"deepseekv4flash": "v4-flash", "deepseekv4pro": "v4-pro"}
+_ALIASES = {"v4-flash": ("deepseekv4flash",), "v4-pro": ("deepseekv4pro",),
+            "deepseek-v3": ("deepseekr1", "deepseekv3r1", "deepseekv3685b", "deepseekv31", "deepseekmaas"),
+            "deepseek-v3.2": ("deepseekv32exp",), "qwen3-235b-a22b": ("qwen3235b",),
+            "glm-5.1": ("glm5",)}  # the same shapes
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,7 @@ class Model:
 
 def find_model(name: str) -> Model:
     """Return the model of that name, preset or path. Raises ConfigError with the choices."""
-    presets = {plain(preset): preset for preset in PRESETS} | _ALIASES
-    name = presets.get(plain(name), name)
+    name = next((preset for preset in PRESETS if plain(name) in (plain(preset), *_ALIASES.get(preset, ()))), name)
     if name in PRESETS or Path(name).exists():
         return own_model(load_config(name), name)
     key, a = find_architecture(name)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from ..errors import InputError
-from .failures import DAY_S, FailureRate
+from .failures import DAY_S, FailureRate, given_rate
 
 Array = NDArray[np.float64]
 
@@ -105,6 +105,25 @@ class Reliability:
     lost_h: dict[str, float]
     unnoticed_corruptions: float | None
     trials: int
+
+
+RATES = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0)  # failures per 1,000 node-days: around all that fleets have published
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """What one failure rate would mean for a run. Simulated."""
+
+    per_1000_node_days: float
+    effective: Estimate
+    failures_per_day: Estimate
+
+
+def rate_sensitivity(devices: int, work_s: float, *, trials: int = 100, seed: int = 0) -> list[RatePoint]:
+    """Return what each of RATES would mean for a run of `work_s` seconds, with the other figures as they are usual."""
+    found = [simulate_run(ReliabilityJob(devices, work_s, given_rate(rate)), trials=trials, seed=seed)
+             for rate in RATES]
+    return [RatePoint(rate, one.effective, one.failures_per_day) for rate, one in zip(RATES, found, strict=True)]
 
 
 def young_interval_s(stall_s: float, mtbf_s: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..config.specs import GroupedAttention
 from ..errors import AnychipError, InputError
 from .cluster import Cluster, usual_cluster
 from .constants import Constants
@@ -71,7 +72,7 @@ def serve_case(row: Row) -> ServeCase:
     cluster, per_chip = _cluster(row)
     published = _published(row, per_chip)
     _refuse(row)
-    serving = _serving(row, cluster)
+    serving = _serving(row, cluster, model)
     length = int(first_number(row["seq_len"]) or 4096)
     if row["task"] == "prefill":
         tokens = first_number(row["batch_tokens"]) or 16384 * per_chip
@@ -138,15 +139,22 @@ def _refuse(row: Row) -> None:
             raise Unusable(reason)
 
 
-def _serving(row: Row, cluster: Cluster) -> Serving:
+def _serving(row: Row, cluster: Cluster, model: Model) -> Serving:
+    """How the row serves. Where it does not say, caches are bf16 but for the models whose publisher caches FP8 (sparse
+    and compressed attention); V3 and R1 run "core MLA computations in BF16" (DeepSeek's inference system overview)."""
     words = row["precision"].lower()
     weights = ("fp4" if "fp4" in words else "w4a8" if "w4a8" in words else "w8a8" if "w8a8" in words or "int8" in words
                else "fp8" if "fp8" in words else "bf16")
     cache = "bf16" if "c16" in words or weights == "bf16" else "int8" if "c8" in words else (
-        "fp8" if weights in ("fp4", "fp8") else "bf16")
+        "fp8" if weights in ("fp4", "fp8") and _caches_fp8(model) else "bf16")
     tensor = re.search(r"(?<![A-Z])TP ?(\d+)", row["parallelism"].split("D:")[-1])
     degree = int(tensor[1]) if tensor and "DP8" not in row["parallelism"] else 1
     return Serving(weights, cache, degree if cluster.count % degree == 0 else 1)
+
+
+def _caches_fp8(model: Model) -> bool:
+    kinds = model.config.kinds.values() if model.config is not None else ()
+    return any(not isinstance(kind, GroupedAttention) and kind.indexer is not None for kind in kinds)
 
 
 def _drafts(row: Row) -> tuple[int, float]:

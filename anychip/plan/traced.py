@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..config import ModelConfig
-from ..config.specs import AttentionSpec, CompressedAttention, LayerSpec, Mixture
+from ..config.specs import AttentionSpec, CompressedAttention, GroupedAttention, LatentAttention, LayerSpec, Mixture
 from ..model import Layout, State, Transformer
 from ..model.block import MTPBlock
 from ..model.plan import Plan
@@ -63,13 +63,18 @@ def kind_names(config: ModelConfig) -> list[str]:
 def _attention_name(attention: AttentionSpec) -> str:
     if isinstance(attention, CompressedAttention):
         return _COMPRESSED[attention.ratio]
-    return "GQA"
+    if isinstance(attention, GroupedAttention):
+        return "GQA"
+    return "MLA" if attention.indexer is None else "shared DSA" if attention.indexer.shared else "DSA"
 
 
-def _costing(spec: LayerSpec) -> LayerSpec:
-    """The spec without what costs nothing: which experts a token's id fixes, a bias of the choice."""
-    ffn = replace(spec.ffn, hashed=False, bias=True) if isinstance(spec.ffn, Mixture) else spec.ffn
-    return replace(spec, ffn=ffn)
+def _costing(spec: LayerSpec, source: int = -1) -> LayerSpec:
+    """The spec without what costs nothing: which experts a token's id fixes, a bias of the choice, whose rows a layer
+    without an indexer of its own takes (`source`'s)."""
+    attention, ffn = spec.attention, spec.ffn
+    if isinstance(attention, LatentAttention) and attention.indexer is not None:
+        attention = replace(attention, indexer=replace(attention.indexer, source=source, reused=True))
+    return LayerSpec(attention, replace(ffn, hashed=False, bias=True) if isinstance(ffn, Mixture) else ffn)
 
 
 @lru_cache(maxsize=256)
@@ -93,10 +98,11 @@ def traced_work(config: ModelConfig, batch: Batch, name: str = "own", dtype: tor
 def _only(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
     """The same configuration with these layers alone, and its MTP block."""
     kept = [*layers, *range(config.num_hidden_layers, config.num_blocks)]
+    source = next((i for i, at in enumerate(kept) if "shared" not in _attention_name(config.layer(at).attention)), -1)
     few = copy.copy(config)
     for cached in ("mixture", "kinds"):
         few.__dict__.pop(cached, None)
-    few.__dict__.update(num_hidden_layers=len(layers), layer=lambda index: _costing(config.layer(kept[index])))
+    few.__dict__.update(num_hidden_layers=len(layers), layer=lambda index: _costing(config.layer(kept[index]), source))
     return few
 
 
@@ -133,9 +139,10 @@ def _run(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> tuple[list[tu
         names.update((p.untyped_storage()._cdata, name) for name, p in model.named_parameters())
 
     def state_of(chunk: int) -> State | None:
-        """The cache before `chunk` tokens; none in training, nor where a whole prompt takes another form without."""
-        plain = not any(isinstance(a, CompressedAttention) or a.indexer for a in config.kinds.values())
-        if batch.training or (plain and not batch.context):
+        """The cache before `chunk` tokens; none in training, nor for whole prompts where attention is dense: MLA takes
+        its un-absorbed form without."""
+        dense = all(_attention_name(attention) in ("MLA", "GQA") for attention in config.kinds.values())
+        if batch.training or (dense and not batch.context):
             return None
         state = State(config, batch.context + chunk, num_sequences=batch.sequences, chunk=chunk, device="meta",
                       dtype=dtype)
@@ -149,7 +156,7 @@ def _run(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> tuple[list[tu
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Gives sums and products of the model's own code their shapes at once.
+    """Gives sums, products and joins of the model's own code their shapes at once.
 
     torch works these out through its compiler's front end on the meta device, which takes seconds to import.
     """
@@ -159,6 +166,10 @@ class _ShapesOnly(TorchFunctionMode):
             other = args[1].shape if isinstance(args[1], Tensor) else ()
             if args[0].device.type == "meta":
                 return args[0].new_empty(max(args[0].shape, other, key=lambda shape: (len(shape), shape)))
+        if func is torch.cat and args[0][0].device.type == "meta":
+            shape = list(args[0][0].shape)
+            shape[args[1]] = sum(part.shape[args[1]] for part in args[0])
+            return args[0][0].new_empty(shape)
         return func(*args, **(kwargs or {}))
 
 
