@@ -17,7 +17,7 @@ from anychip.plan.as_json import validation_json
 from anychip.plan.cluster import parse_cluster
 from anychip.plan.constants import constants
 from anychip.plan.cost import Spent, compare, cost_of, given_price
-from anychip.plan.expect import expect, expected
+from anychip.plan.expect import expect
 from anychip.plan.fit import Serving
 from anychip.plan.layout_text import parse_layout
 from anychip.plan.models import find_model
@@ -196,13 +196,6 @@ def test_serving_and_reliability_have_pages_too(tmp_path: Path, monkeypatch: pyt
     page = (tmp_path / "rates.html").read_text()
     assert code == 0 and len(json.loads(text[text.index("{"):])["sensitivity"]) == 6
     assert page.count("<polyline") == 1 and "ascend910c is unknown" in page
-
-
-def test_what_to_expect_of_a_chip_is_one_document(monkeypatch: pytest.MonkeyPatch, judged: Validation) -> None:
-    monkeypatch.setattr("anychip.plan.expect.validate", lambda folds, trace: judged)
-    found = expected("tiny", "ascend910c", devices=8)
-    assert found["train"]["step"]["kind"] == "simulated" and found["decode"]["weights"] == "w8a8"
-    assert "needs" in expected("v4-pro", "ascend910c", devices=2)["decode"]["impossible"]
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import ConfigError, InputError
-from .cluster import parse_cluster
-from .fit import Serving
-from .models import find_model
 from .rows import Row, Unusable, read_rows, row_cluster, row_model
-from .serve import ServePlan, Traffic, bound_seconds, largest_batch
-from .train import TrainJob, TrainPlan
+from .serve import ServePlan, bound_seconds
+from .train import TrainPlan
 from .validate import GROUPS, validate
 
 # What `causes` are, told wherever they are shown
@@ -121,35 +116,3 @@ def causes(plan: TrainPlan | ServePlan, mine: float) -> Sequence[str]:
         ]
     near = sorted(found, key=lambda item: abs(math.log(max(item[0], 1e-9) / missing)))
     return [f"{text} (would explain {100 * min(seconds / missing, 9.99):.0f} % of it)" for seconds, text in near[:3]]
-
-
-def expected(model: str, chip: str, *, devices: int = 64, context: int = 4096, weights: str | None = None
-             ) -> dict[str, Any]:
-    """Return what to expect of `devices` of a chip with a model, as JSON: a training step (best layout) and decoding.
-
-    `chip` is a facts file's name; `weights` the served format, by default the lowest that the chip computes. Where the
-    devices cannot hold the model, that part says why. Every number has its unit and kind; `error` is the planner's own
-    on published runs. Raises ConfigError or ChipError for an unknown model or chip.
-    """
-    from .as_json import serve_json, train_json
-    from .memory import train_memory
-    from .search import search_layouts
-
-    found, cluster = find_model(model), parse_cluster(f"{devices}x{chip}")
-    formats = cluster.facts.formats
-    serving = Serving(weights or ("fp4" if "fp4" in formats else "fp8" if "fp8" in formats else "w8a8"), "bf16")
-    document: dict[str, Any] = {"model": model, "cluster": cluster.describe()}
-    judged = validate(folds=0, trace=False)
-    document["error"] = {group: dict(zip(("rows", "median", "p90"), judged.summary(group), strict=True))
-                         for group in (GROUPS[0], GROUPS[2])}
-    try:
-        job = TrainJob(max(2**22 // context, devices), context, "bf16")
-        best = search_layouts(found, cluster, job).best
-        document["train"] = train_json(best, train_memory(found, cluster, best.parallel, job))
-    except (ConfigError, InputError) as error:
-        document["train"] = {"impossible": str(error)}
-    try:
-        document["decode"] = serve_json(largest_batch(found, cluster, serving, Traffic(1, context), 0.05))
-    except (ConfigError, InputError) as error:
-        document["decode"] = {"impossible": str(error)}
-    return document

@@ -26,7 +26,7 @@ from ..train.muon import is_muons, logical_matrices
 from .traced import traced_work
 from .work import Batch, Call, Part, Work
 
-REPEATS = 5
+REPEATS = 3
 SHORTEST_S = 2e-3  # a shorter call is repeated until it has taken so long
 ANGLES = {"rope": (1, 2), "norm_rope": (3, 4)}  # arguments that no gradient is asked for
 AGAIN = ("embed", "head")  # parts that recomputation leaves alone

@@ -40,11 +40,22 @@ class OwnMemory:
 
 
 def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute: bool = False,
-                     optimizer: str = "muon", micro_batches: int = 1) -> OwnMemory:
-    """Return the memory of one training process with `batch` sequences a step, all tensors of it in fp32."""
-    work = traced_work(config, Batch(max(batch // micro_batches, 1), length, training=True), "own", torch.float32)
-    parameters = 4.0 * work.num_parameters(mtp=True)
-    states = 4.0 * state_elements(work, optimizer)
+                     optimizer: str = "muon", micro_batches: int = 1, shard: int = 1, expert: int = 1) -> OwnMemory:
+    """Return the memory of one training process with `batch` sequences a step, all tensors of it in fp32.
+
+    One of `shard` x `expert` ranks (`parallel.Degrees`) has its part of the batch in one micro-batch, its slice of
+    every parameter, or its experts whole. Gathered whole are what lies outside of the layers, from forward to backward,
+    and a layer with an indexer, from its own forward to its own backward.
+    """
+    ranks = shard * expert
+    work = traced_work(config, Batch(max(batch // max(micro_batches, ranks), 1), length, training=True), "own",
+                       torch.float32)
+    owned = sum(work.parts[name].num_parameters("expert") * n for name, n in work.count.items()) if expert > 1 else 0
+    every = work.num_parameters(mtp=True)
+    share = ((every - owned) / ranks + owned / expert) / every
+    parameters = 4.0 * every * share
+    states = 4.0 * state_elements(work, optimizer) * share
+    gathered = 4.0 * _gathered(work, apart=expert > 1) if ranks > 1 else 0.0
     blocks = {name: work.parts[name].kept for name in work.count if name not in ("embed", "head")}
     stream = 4.0 * work.batch.tokens * work.shape.hidden * work.shape.streams
     inputs = stream if recompute else 0.0
@@ -52,13 +63,24 @@ def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute:
     ends = work.parts["head"].kept
     logits = min(LOGITS_CHUNK, 4.0 * work.batch.tokens * work.shape.vocab)
     heads = 4.0 * (1 + work.shape.mtp) * work.shape.vocab * work.shape.hidden + logits
-    forward_end = parameters + states + held + ends + heads
+    forward_end = parameters + states + held + ends + heads + gathered
     largest = max(kept for name, kept in blocks.items() if name != "mtp")
     if recompute:  # half-way: half of the inputs, half of the gradients, one layer made again
-        backward = parameters * 1.5 + states + held / 2 + largest * (1 + LAYER_GRADIENTS)
+        backward = parameters * 1.5 + states + held / 2 + largest * (1 + LAYER_GRADIENTS) + gathered
     else:  # layers give back what they kept as they go: the last one begins beside all the others
-        backward = parameters + states + held + ends + max(blocks.values()) * LAYER_GRADIENTS * 0.4
+        backward = parameters + states + held + ends + max(blocks.values()) * LAYER_GRADIENTS * 0.4 + gathered
     return OwnMemory(parameters, states, held, forward_end, backward)
+
+
+def _gathered(work: Work, *, apart: bool) -> float:
+    """Elements of parameters that are whole on a rank at forward's end; `apart`: experts are never gathered."""
+    total = 0.0
+    for name, times in work.count.items():
+        part = work.parts[name]
+        indexed = any(".indexer." in weight.name for weight in part.weights)
+        if indexed or name in ("embed", "head", "mtp"):
+            total += times * (part.num_parameters() - (part.num_parameters("expert") if apart else 0))
+    return total
 
 
 def state_elements(work: Work, optimizer: str) -> float:

@@ -137,10 +137,12 @@ class Work:
         return sum(self.parts[name].num_parameters() * n for name, n in self.count.items() if mtp or name != "mtp")
 
     def num_active(self) -> int:
-        """Parameters that one token meets: no embedding (a lookup), and of the experts those that it visits."""
+        """Parameters that one token meets: no embedding (a lookup) unless it is the head too, and of the experts those
+        that it visits."""
         total = 0.0
+        tied = not any(weight.kind == "embedding" for weight in self.parts["head"].weights)
         for name, times in self.count.items():
-            if name not in ("embed", "mtp"):
+            if name != "mtp" and (name != "embed" or tied):
                 part = self.parts[name]
                 visited = part.num_parameters("expert") * self.shape.topk / max(self.shape.experts, 1)
                 total += times * (part.num_parameters() - part.num_parameters("expert") + visited)
