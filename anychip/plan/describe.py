@@ -37,7 +37,7 @@ class _Maker:
     def __init__(self, a: Architecture, batch: Batch) -> None:
         self.a, self.batch, self.weights = a, batch, list[Weight]()
         self.x = torch.empty(batch.tokens, a.hidden, dtype=torch.bfloat16)
-        self.last = batch.sequences if not batch.training else batch.tokens
+        self.last = batch.judged
 
     def part(self, kind: str) -> Iterator[Call]:
         """Yield the calls of one kind of part."""

@@ -1,17 +1,17 @@
 """Seconds of this project's own training step, from its op calls timed one by one on the chip that would run it.
 
-    step = scale * (sum over layers of (forward [+ forward again] + backward of every call) + optimizer)
+    step = scale * (sum over layers of (forward [+ forward again] + backward of every call) + losses + optimizer)
 
-Each distinct call of a layer kind runs alone, on made-up arguments of its shapes; nothing is known of the step itself.
-`scale` is the one thing that the calls cannot tell - what the loop, the autograd engine and the losses beside the next
-token's take, and warmer caches - and comes from one measured step of any model.
+Each distinct call of a layer kind runs alone, on made-up arguments of its shapes, and so does the loss of each indexer
+that selects; nothing is known of the step itself. `scale` is the one thing that the calls cannot tell - what the loop,
+the autograd engine and the balance loss take, and warmer caches - and comes from one measured step of any model.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from ..chips.kernel_calls import made_up, num_tokens
 from ..config import ModelConfig
+from ..model.attention import Watched
 from ..ops import Ops
 from ..ops.orthogonal import Matrices, MuonRule
-from ..ops.trees import flat_tensors
+from ..ops.trees import flat_tensors, map_tensors
+from ..train.indexer_loss import indexer_loss
 from ..train.muon import is_muons, logical_matrices
 from .traced import traced_work
 from .work import Batch, Call, Part, Work
@@ -39,12 +41,13 @@ class StepTime:
     forward_s: float
     again_s: float
     backward_s: float
+    losses_s: float
     optimizer_s: float
 
     @property
     def total_s(self) -> float:
         """All of the step."""
-        return self.forward_s + self.again_s + self.backward_s + self.optimizer_s
+        return self.forward_s + self.again_s + self.backward_s + self.losses_s + self.optimizer_s
 
 
 def step_time(config: ModelConfig, batch: int, length: int, ops: Ops, *, recompute: bool = False,
@@ -64,7 +67,8 @@ def step_time(config: ModelConfig, batch: int, length: int, ops: Ops, *, recompu
         forward += times * sum(one for one, _ in seconds)
         backward += times * sum(two for _, two in seconds)
         again += times * sum(one for one, _ in seconds) if recompute and name not in AGAIN else 0.0
-    return StepTime(forward, again, backward, _optimizer_s(work, config, ops, optimizer))
+    losses = sum(times * _indexer_loss_s(work.parts[name]) for name, times in work.count.items())
+    return StepTime(forward, again, backward, losses, _optimizer_s(work, config, ops, optimizer))
 
 
 def _key(call: Call) -> str:
@@ -97,6 +101,30 @@ def _call_s(call: Call, ops: Ops) -> tuple[float, float]:
     backward_s = _least_s(lambda: torch.autograd.grad(outputs, inputs, gradients, retain_graph=True,
                                                        allow_unused=True))
     return forward_s * made.share, backward_s * made.share
+
+
+def _indexer_loss_s(part: Part) -> float:
+    """Processor seconds of the loss of a layer's indexer and of its gradients, 0 where none selects."""
+    calls = {call.op: call for call in part.calls if call.op in ("index_topk", "attention")}
+    if "index_topk" not in calls:
+        return 0.0
+    (query, keys, sink, *_), (scores, weights, index_keys, *_) = (
+        map_tensors(made_up(call.op, call.arguments, dict(call.named), num_tokens(call.op, call.arguments)).arguments,
+                    _random) for call in (calls["attention"], calls["index_topk"]))
+    rows = keys.compressed_MC.shape[0]
+    selected = torch.rand(query.shape[0], rows).argsort(1)[:, : keys.selected.shape[1]].int()
+    scale = calls["attention"].named.get("scale") or query.shape[2] ** -0.5
+    learned = [t.requires_grad_() for t in (scores, weights, index_keys)]
+    watched = Watched(query, replace(keys, selected=selected), sink, scale, *learned)
+
+    def loss_and_gradients() -> None:
+        torch.autograd.grad(indexer_loss(watched), learned)
+
+    return _least_s(loss_and_gradients)
+
+
+def _random(tensor: Tensor) -> Tensor:
+    return tensor.uniform_(-0.5, 0.5) if tensor.is_floating_point() else tensor
 
 
 def _optimizer_s(work: Work, config: ModelConfig, ops: Ops, optimizer: str) -> float:

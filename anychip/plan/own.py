@@ -19,7 +19,7 @@ from .cut import Share, cut
 from .traced import traced_work
 from .work import Batch, Work
 
-LOGITS_CHUNK = 16 * 2**20  # bytes of logits that the CPU chip's loss makes at once
+LOGITS_CHUNKS = 2 * 16 * 2**20  # bytes of logits that the CPU chip's loss has at once: one chunk, and the one before
 LAYER_GRADIENTS = 1.15  # what is alive in one layer's backward beside what it kept, over that (one run, nano 4 x 1024)
 
 
@@ -44,8 +44,7 @@ def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute:
     """Return the memory of one training process with `batch` sequences a step, all tensors of it in fp32.
 
     One of `shard` x `expert` ranks (`parallel.Degrees`) has its part of the batch in one micro-batch, its slice of
-    every parameter, or its experts whole. Gathered whole are what lies outside of the layers, from forward to backward,
-    and a layer with an indexer, from its own forward to its own backward.
+    every parameter, or its experts whole, which keep the rows that travelled to them.
     """
     ranks = shard * expert
     work = traced_work(config, Batch(max(batch // max(micro_batches, ranks), 1), length, training=True), "own",
@@ -56,12 +55,14 @@ def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute:
     parameters = 4.0 * every * share
     states = 4.0 * state_elements(work, optimizer) * share
     gathered = 4.0 * _gathered(work, apart=expert > 1) if ranks > 1 else 0.0
-    blocks = {name: work.parts[name].kept for name in work.count if name not in ("embed", "head")}
+    travelled = 4.0 * work.batch.tokens * max(work.shape.topk, 1) * work.shape.hidden if expert > 1 else 0.0
+    blocks = {name: part.kept + (travelled if part.moe else 0.0) for name, part in work.parts.items()
+              if name not in ("embed", "head")}
     stream = 4.0 * work.batch.tokens * work.shape.hidden * work.shape.streams
     inputs = stream if recompute else 0.0
     held = sum((inputs if recompute else blocks[name]) * n for name, n in work.count.items() if name in blocks)
     ends = work.parts["head"].kept
-    logits = min(LOGITS_CHUNK, 4.0 * work.batch.tokens * work.shape.vocab)
+    logits = min(LOGITS_CHUNKS, 4.0 * work.batch.tokens * work.shape.vocab)
     heads = 4.0 * (1 + work.shape.mtp) * work.shape.vocab * work.shape.hidden + logits
     forward_end = parameters + states + held + ends + heads + gathered
     largest = max(kept for name, kept in blocks.items() if name != "mtp")
@@ -73,14 +74,16 @@ def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute:
 
 
 def _gathered(work: Work, *, apart: bool) -> float:
-    """Elements of parameters that are whole on a rank at forward's end; `apart`: experts are never gathered."""
-    total = 0.0
-    for name, times in work.count.items():
-        part = work.parts[name]
-        indexed = any(".indexer." in weight.name for weight in part.weights)
-        if indexed or name in ("embed", "head", "mtp"):
-            total += times * (part.num_parameters() - (part.num_parameters("expert") if apart else 0))
-    return total
+    """Elements of parameters that are whole on a rank as backward begins; `apart`: experts are never gathered.
+
+    What lies outside of the layers and layers with an indexer stay gathered from forward to backward; the layer that
+    backward begins with is gathered too, and is there twice: as it arrives, and as parameters.
+    """
+    sizes = {name: part.num_parameters() - (part.num_parameters("expert") if apart else 0)
+             for name, part in work.parts.items()}
+    stays = {name for name, part in work.parts.items() if name not in work.layers
+             or any(".indexer." in weight.name for weight in part.weights)}
+    return sum(sizes[name] * work.count[name] for name in stays) + 2.0 * max(sizes[name] for name in work.layers)
 
 
 def state_elements(work: Work, optimizer: str) -> float:

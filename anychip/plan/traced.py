@@ -177,8 +177,8 @@ _ARITHMETIC = frozenset({torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.ad
 
 
 def _pass(model: Transformer, batch: Batch, state_of: Callable[[int], State | None]) -> None:
-    """The model's forward pass, its losses in training, its logits (one a sequence) in serving; MTP likewise: in
-    serving it drafts from the last token of every sequence."""
+    """The model's forward pass, its losses in training, its logits in serving; MTP likewise: in serving it drafts from
+    the last token of every sequence."""
     rows, ids = batch.sequences, torch.empty(batch.tokens, dtype=torch.int64, device="meta")
     layout = Layout((batch.context,) * rows, (batch.length,) * rows)
     hidden = model(ids, layout, state_of(batch.length))
@@ -189,7 +189,7 @@ def _pass(model: Transformer, batch: Batch, state_of: Callable[[int], State | No
             ahead_Td = model.predict_next(hidden.streams_Tnd, ids, layout)
             drafting.cross_entropy(ahead_Td, model.head.weight, ids)
         return
-    head.linear(hidden.hidden_Td[:rows], model.head.weight)
+    head.linear(hidden.hidden_Td[: batch.judged], model.head.weight)
     if model.mtp:
         last, state = Layout((batch.context,) * rows, (1,) * rows), state_of(1)
         if state is not None:

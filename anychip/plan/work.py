@@ -75,6 +75,9 @@ class Part:
         return sum(w.numel for w in self.weights if kind is None or w.kind == kind)
 
 
+MOST_DRAFTS = 7  # a serving pass of more new tokens a sequence is a piece of a prompt
+
+
 @dataclass(frozen=True)
 class Batch:
     """One pass: `sequences` of `length` new tokens each, after `context` tokens that are cached (0: none)."""
@@ -94,6 +97,11 @@ class Batch:
     def tokens(self) -> int:
         """New tokens of the pass."""
         return self.sequences * self.length
+
+    @property
+    def judged(self) -> int:
+        """Tokens whose logits are needed: all in training and where the new tokens are drafts, else each last one."""
+        return self.tokens if self.training or self.length <= 1 + MOST_DRAFTS else self.sequences
 
 
 @dataclass(frozen=True)
