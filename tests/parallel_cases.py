@@ -35,8 +35,14 @@ def run(layouts: list[Degrees], chosen: TrainSettings) -> list[Result]:
             for degrees in layouts]
 
 
-def run_families(layouts: dict[str, list[Degrees]], chosen: TrainSettings) -> list[Result]:
-    """Be one rank: train each preset in each of its layouts, as `run` does."""
+def run_both(layouts: list[Degrees], families: dict[str, list[Degrees]]) -> list[Result]:
+    """Be one rank: do `run` and `run_families`, for one start of the ranks."""
+    return run(layouts, settings()) + run_families(families)
+
+
+def run_families(layouts: dict[str, list[Degrees]]) -> list[Result]:
+    """Be one rank: train each preset in each of its layouts for a step."""
+    chosen = settings(context_blocks=1, length=96, steps=1, indexer_steps=0)
     torch.set_num_threads(1)
     found = []
     for preset, degrees_of in layouts.items():

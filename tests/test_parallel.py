@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from parallel_cases import joined, run, run_families, settings, train, world_of_one
+from parallel_cases import joined, run, run_both, run_families, settings, train, world_of_one
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from train_cases import small
 
@@ -29,6 +29,8 @@ from anychip.train.make import _unpacked, make_run
 
 KINDS = {"shard": Degrees(shard=2), "expert": Degrees(expert=2), "pipeline": Degrees(pipeline=2),
          "context": Degrees(context=2), "shard again": Degrees(shard=2)}
+FAMILIES = {"v32-nano": ["shard", "expert"], "glm5-nano": ["shard", "pipeline"],
+            "qwen3-moe-nano": ["expert", "pipeline"]}
 
 
 @pytest.fixture
@@ -48,8 +50,14 @@ def one():
 
 
 @pytest.fixture(scope="module")
-def two():
-    return dict(zip(KINDS, joined(launch(2, run, (list(KINDS.values()), settings()))), strict=True))
+def launched():
+    families = {name: [KINDS[kind] for kind in kinds] for name, kinds in FAMILIES.items()}
+    return joined(launch(2, run_both, (list(KINDS.values()), families)))
+
+
+@pytest.fixture(scope="module")
+def two(launched):
+    return dict(zip(KINDS, launched, strict=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,18 +67,12 @@ def test_two_processes_have_the_bits_of_one(one, two, kind):
     assert weights == one[1]
 
 
-FAMILIES = {"v32-nano": ["shard", "expert"], "glm5-nano": ["shard", "pipeline"],
-            "qwen3-moe-nano": ["expert", "pipeline"]}
-
-
 @pytest.fixture(scope="module")
-def of_families():
-    chosen = settings(context_blocks=1, length=96, steps=1, indexer_steps=0)
-    layouts = {name: [KINDS[kind] for kind in kinds] for name, kinds in FAMILIES.items()}
-    both = iter(joined(launch(2, run_families, (layouts, chosen))))
+def of_families(launched):
+    both = iter(launched[len(KINDS) :])
     world_of_one()
     try:
-        ones = run_families({name: [Degrees()] for name in FAMILIES}, chosen)
+        ones = run_families({name: [Degrees()] for name in FAMILIES})
     finally:
         leave()
     return {name: (one, {kind: next(both) for kind in kinds})
