@@ -179,6 +179,8 @@ def test_a_tokenizer_carries_its_chat_template_and_may_have_no_bos(shipped: Toke
     (tmp_path / "chat_template.jinja").write_text("{{ é }}")
     open_tokenizer(tmp_path).save(tmp_path / "copy")
     assert open_tokenizer(tmp_path / "copy").chat_template == "{{ é }}" and shipped.chat_template is None
+    shipped.with_template("{{ x }}").save(tmp_path / "other")
+    assert open_tokenizer(tmp_path / "other").chat_template == "{{ x }}" and shipped.chat_template is None
 
 
 @needs_deepseek

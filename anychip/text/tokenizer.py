@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -122,6 +123,12 @@ class Tokenizer:
     def start(self) -> list[int]:
         """The ids that a text begins with: bos, or none."""
         return [] if self.bos_id is None else [self.bos_id]
+
+    def with_template(self, text: str) -> Tokenizer:
+        """Return this tokenizer with another chat template, which `save` writes as chat_template.jinja."""
+        found = copy.copy(self)
+        found._contents, found.chat_template = self._contents | {TEMPLATE: text.encode("utf-8")}, text
+        return found
 
     def to_json(self) -> str:
         """Return the contents of `tokenizer.json`, for libraries that read tokenizers themselves."""

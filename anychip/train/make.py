@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..chat.formats import plain_template
 from ..config import load_config
 from ..errors import InputError
 from ..text import corpus
@@ -32,6 +33,8 @@ def make_run(settings: TrainSettings, *, preset: str = "nano", tokenizer: str | 
         raise InputError("fine-tuning needs a checkpoint to begin from: --from FOLDER (or --from nano)")
     config = load_config(start if start is not None else preset)
     words = open_tokenizer(tokenizer or start or "anychip-4096")
+    if words.chat_template is None and config.family != "v4":
+        words = words.with_template(plain_template(config.family))  # so that any engine chats as it learnt to
     if settings.context_blocks > 1:
         return Run(config, words, _unpacked(_store(words, text), settings, sft), settings, start)
     rows = chat_rows(sft, words, settings.length, config.family) if sft else DocumentRows(
