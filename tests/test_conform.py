@@ -142,7 +142,9 @@ def test_a_file_is_judged_by_its_model_and_its_ops(tmp_path):
     report = judge_file(path, ("nano",), "float32", "publisher", lambda text: None)
     assert {row.part for row in report.failed} == {"op mlp"} and report.verdict == "does not conform"
     assert "clamp-missing-shared" in report.likely["ops"][0]
-    assert sum(row.verdict == "pass" for row in report.rows) == 12  # every whole text
+    passed = [row for row in report.rows if row.verdict == "pass"]
+    assert sum(not row.part.startswith("op ") for row in passed) == 12  # every whole text
+    assert {row.case for row in passed if row.part == "op mlp"} == {"no clamp", "no clamp: gradient"}
 
 
 def test_the_command_exits_with_1_and_json_where_something_fails(tmp_path):
