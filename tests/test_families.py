@@ -5,7 +5,7 @@ import pytest
 import torch
 from families import clear_ids, configs
 from models import random_ids, vivid_model
-from peer import peer_of, their_names
+from peer import departing_gradients, peer_of
 
 from anychip.chips import open_chip
 from anychip.config import load_config
@@ -61,24 +61,7 @@ def test_chunked_prefill_then_decode_equals_their_whole_pass(pair, ours):
 @pytest.mark.parametrize(("ours", "length"), [("cpu:reference", 100), ("cpu", 50), ("cpu", 120)],  # an indexer picks 64
                          indirect=["ours"])
 def test_every_gradient_equals(pair, ours, length):
-    model, peer = ours, pair[1]
-    ids = clear_ids(ours, [length + 1])
-    model.zero_grad()
-    peer.zero_grad()
-    hidden = model(ids[:-1], Layout.whole([length])).hidden_Td
-    model.ops.cross_entropy(hidden, model.head.weight, ids[1:]).mean().backward()
-    torch.nn.functional.cross_entropy(peer(ids[None, :-1]).logits[0], ids[1:]).backward()
-    theirs = {name: parameter.grad for name, parameter in peer.named_parameters()}
-    low, names = {}, their_names(model)
-    for name, parameter in model.named_parameters():
-        if name.startswith("mtp.") or ".indexer." in name:  # selection is not differentiable: neither side has one
-            continue
-        other = theirs[names[name]].double().flatten()
-        grad = parameter.grad.double().flatten()
-        cosine, ratio = torch.nn.functional.cosine_similarity(grad, other, 0), grad.norm() / other.norm()
-        if not cosine >= 0.99999 or not abs(ratio - 1) < 1e-4:
-            low[name] = (float(cosine), float(ratio))
-    assert not low
+    assert not departing_gradients(ours, pair[1], clear_ids(ours, [length + 1]))
 
 
 @pytest.mark.parametrize(("name", "chip"), [("v3", "cpu:reference"), ("v3", "cpu"), ("qwen3-moe", "cpu"),
@@ -165,14 +148,17 @@ def test_recomputed_blocks_give_the_same_gradients(name):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-# Publishers' own counts: DeepSeek-V3's README (671B, 37B), GLM-5's (744B-A40B), Qwen3's (30.5B, 3.3B; 235B, 22B).
-PUBLISHED = {"deepseek-v3": (671e9, 37e9), "deepseek-v3.2": (671e9, 37e9), "glm-5.1": (744e9, 40e9),
-             "qwen3-30b-a3b": (30.5e9, 3.3e9), "qwen3-235b-a22b": (235e9, 22e9), "qwen3-8b": (8.2e9, 8.2e9)}
+# Publishers' own counts: DeepSeek's READMEs (671B, 37B), GLM-5's (744B-A40B), Qwen3's (30.5B, 3.3B; 235B, 22B). Whether
+# a publisher counts the embedding as active is not said: it is what comes nearest to all of its figures.
+PUBLISHED = {"deepseek-v3": (671e9, 37e9, "active"), "deepseek-v3.2": (671e9, 37e9, "active"),
+             "glm-5.1": (744e9, 40e9, "active"), "qwen3-30b-a3b": (30.5e9, 3.3e9, "active_with_embedding"),
+             "qwen3-235b-a22b": (235e9, 22e9, "active_with_embedding"),
+             "qwen3-8b": (8.2e9, 8.2e9, "active_with_embedding")}
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_parameter_counts(preset):
-    total, active = PUBLISHED[preset]
+    total, active, as_counted = PUBLISHED[preset]
     counted = count_parameters(load_config(preset))
     assert abs(counted.total / total - 1) < 0.003
-    assert min(abs(found / active - 1) for found in (counted.active, counted.active_with_embedding)) < 0.025
+    assert abs(getattr(counted, as_counted) / active - 1) < 0.025

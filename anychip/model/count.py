@@ -15,8 +15,8 @@ class ParameterCount(NamedTuple):
     """Parameters of the main model (total, and active for one token) and of its MTP block, and those of the embedding.
 
     `active` is what a token multiplies by: it leaves the embedding out (a lookup; of a tied one the head stays in).
-    Published figures differ in this: V3's 37B and Qwen3's 3.3B and 22B count it (`active_with_embedding`),
-    DeepSeek-V4's 13B, GLM-5.1's 40B and V3.2's 37B are nearer without.
+    Published figures differ in this: Qwen3's 3.3B and 22B count it (`active_with_embedding`); DeepSeek-V4's 13B, V3's
+    and V3.2's 37B and GLM-5.1's 40B are nearer without.
     """
 
     total: int
