@@ -128,10 +128,11 @@ def test_a_run_that_fails_in_the_middle_goes_on_and_pays_for_nothing_twice(tmp_p
 
 
 def test_a_wrong_key_ends_the_run_at_once(tmp_path):
+    """Four requests are under way at a time, and whichever thread is refused first starts no other."""
     task = find_task("strings")
     with StandIn(answers(task).get, broken=lambda n: 401) as server, pytest.raises(Rejected, match="401"):
         ask(server, task, tmp_path)
-    assert server.seen <= 8
+    assert server.seen <= 4
 
 
 def test_a_relative_score_between_two_servers_equals_the_hand_computed(tmp_path):

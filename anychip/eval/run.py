@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from ..errors import AnychipError
@@ -75,39 +76,43 @@ def run_task(system: System, task: Task, replies: Replies,
 
 def _ask_all(system: System, missing: dict[str, Question], books: tuple[Replies, dict[str, Reply]],
              advance: Callable[[], None]) -> list[Unanswered]:
-    """Ask every missing question; return why some got no reply. Raises Rejected, and any error that is a bug."""
+    """Ask every missing question; return why some got no reply. Raises Rejected, and any error that is a bug.
+
+    The thread that sees such an error ends the asking itself: from then on only what is under way is finished.
+    """
     replies, found = books
     name = str(system.identity)
+    over = threading.Event()
 
-    def one(key: str, question: Question) -> None:
-        reply = system.ask(question)
-        replies.put(key, name, question.id, reply)
-        found[key] = reply
-        advance()
+    def one(key: str, question: Question) -> Unanswered | None:
+        if over.is_set():
+            return None
+        try:
+            reply = system.ask(question)
+            replies.put(key, name, question.id, reply)
+            found[key] = reply
+            advance()
+        except Unanswered as error:
+            return error
+        except BaseException:
+            over.set()
+            raise
+        return None
 
     with ThreadPoolExecutor(system.parallel) as pool:
-        futures = [pool.submit(_tried, one, key, question) for key, question in missing.items()]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if any(future.exception() for future in done):
-            for future in futures:
-                future.cancel()
+        futures = [pool.submit(one, key, question) for key, question in missing.items()]
+        try:
+            wait(futures)
+        finally:
+            over.set()  # an interrupt of the wait ends the asking too
     return _failures(futures)
 
 
-def _tried(one: Callable[[str, Question], None], key: str, question: Question) -> Unanswered | None:
-    try:
-        one(key, question)
-    except Unanswered as error:
-        return error
-    return None
-
-
-def _failures(futures: Iterable[Future[Unanswered | None]]) -> list[Unanswered]:
-    ended = [future for future in futures if not future.cancelled()]
-    errors = [error for future in ended if (error := future.exception()) is not None]
+def _failures(futures: Sequence[Future[Unanswered | None]]) -> list[Unanswered]:
+    errors = [error for future in futures if (error := future.exception()) is not None]
     for error in errors:
         if not isinstance(error, Rejected):
             raise error
     if errors:
         raise errors[0]
-    return [reason for future in ended if (reason := future.result()) is not None]
+    return [reason for future in futures if (reason := future.result()) is not None]
