@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
@@ -40,11 +41,19 @@ class CppLibrary:
             texts = [f"{path.name}\n{path.read_text()}" for path in sorted(self.sources.glob("*.[ch]*"))]
             path = cache_folder() / f"{self.name}-{self._digest(version, *self.link, *texts)}.so"
             if not path.is_file():
-                self._build(version, path)
+                self._build_once(version, path)
             return ctypes.CDLL(str(path))
         except OSError as error:
             raise self.failed(f"the library could not be written or loaded in {cache_folder()} ({error}); make the "
                               "folder writable") from error
+
+    def _build_once(self, version: str, path: Path) -> None:
+        """Build, unless another process does so now: then wait for it and use what it built."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / f"{self.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system frees it with the process
+            if not path.is_file():
+                self._build(version, path)
 
     def _build(self, version: str, path: Path) -> None:
         """Compile each source that changed, in parallel, link, and move the library into place in one step."""

@@ -1,6 +1,7 @@
 """C++ libraries are built once, kept whole, and their failures say what the compiler said."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -30,6 +31,15 @@ def test_a_library_is_built_once_and_anew_when_a_header_changes(tmp_path, cache)
     assert len(list(cache.glob("*.so"))) == 1
     assert library(tmp_path / "s", "#define ANSWER 42").load().answer() == 42
     assert len(list(cache.glob("*.so"))) == len(list((cache / "answer").glob("*.o"))) == 2
+
+
+def test_two_that_need_a_library_at_once_build_it_once(tmp_path, monkeypatch) -> None:
+    commands, run = [], CppLibrary._run
+    monkeypatch.setattr(CppLibrary, "_run", lambda self, command: commands.append(command) or run(self, command))
+    wanted = library(tmp_path / "s", "#define ANSWER 41")
+    with ThreadPoolExecutor(2) as pool:
+        assert [found.answer() for found in pool.map(lambda _: wanted.load(), range(2))] == [41, 41]
+    assert sum("-c" in command for command in commands) == 1
 
 
 def test_other_flags_make_another_library(tmp_path, cache) -> None:
