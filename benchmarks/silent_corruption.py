@@ -20,7 +20,7 @@ import torch
 
 from anychip.chips import open_chip
 from anychip.model import Transformer
-from anychip.parallel import Batch, Losses, Objective, Single
+from anychip.parallel import Batch, Losses, Objective, Routes, Single
 from anychip.train import Trainer
 from anychip.train.fault import Fault
 from anychip.train.inject import flip_bit
@@ -37,9 +37,9 @@ class Faulty(Single):
     flips: Callable[[], bool] = staticmethod(lambda: False)
     seed = 0
 
-    def step(self, batch: Batch, objective: Objective) -> Losses:
+    def step(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
         """As a sound process's, then one bit flips."""
-        losses = super().step(batch, objective)
+        losses = super().step(batch, objective, routes)
         if self.flips():
             self.seed += 1
             flip_bit(gradients(self.model), self.seed)

@@ -16,6 +16,7 @@ from anychip.parallel.ranks import Ranks
 from anychip.parallel.world import join
 from anychip.text.batches import TokenBatches
 from anychip.train import Trainer, TrainSettings
+from anychip.train.anticipate import Ahead, has_routers
 from anychip.train.integrity import differing, fingerprint, gradients
 
 Result = tuple[list[float], dict[str, str]]
@@ -68,11 +69,14 @@ def train(chosen: TrainSettings, place, chip_name: str = "cpu", config: ModelCon
 
 
 def computed_again(trainer: Trainer) -> list[str]:
-    """Return what is not the same bits when a step is computed once more, by other ranks where there are some."""
-    found = []
-    for compute in (trainer.placement.step, trainer.placement.again):
+    """Return what is not the same bits when a step is computed once more, by other ranks where there are some, and with
+    the routes that a pass before it gives."""
+    found, batch = [], trainer._batch(0)
+    routes = trainer.placement.routes(batch, Ahead(mtp=trainer.settings.mtp_weight > 0))
+    assert bool(routes) == has_routers(trainer.model.config) and all(map(trainer.placement.owns, routes))
+    for compute, given in ((trainer.placement.step, None), (trainer.placement.again, routes)):
         trainer.optimizer.zero_grad()
-        losses = compute(trainer._batch(0), trainer.objective)
+        losses = compute(batch, trainer.objective, given)
         found.append(fingerprint(gradients(trainer.model)) | fingerprint(losses.named))
     return differing(*found)
 

@@ -7,6 +7,7 @@ from train_cases import run, trainer
 from anychip.chips import open_chip
 from anychip.errors import InputError
 from anychip.train import Care, FaultKind, Stopped, read_losses, train
+from anychip.train.anticipate import Window
 from anychip.train.fault import Fault
 from anychip.train.folder import Events
 from anychip.train.goodput import Median, goodput
@@ -79,10 +80,14 @@ def test_a_spike_is_far_above_the_median_of_the_last_losses():
     SpikeGuard(0.0, [4.0] * 20).check(20, 99.0)
 
 
-def test_a_batch_is_skipped_only_when_it_fails_twice_and_a_rank_stops_a_run_at_its_third_corruption():
+def test_a_batch_that_fails_twice_is_routed_ahead_then_skipped_and_a_rank_stops_a_run_at_its_third_corruption():
     fault = Fault(FaultKind.SPIKE, "spike", step=7)
     first = {"event": "fault", "kind": "spike", "step": 7, "batch": 9, "ranks": []}
-    assert decide(fault, 9, []) is None and decide(fault, 9, [first]) == 9
+    skip = {"event": "skip", "batch": 9, "step": 7}
+    assert decide(fault, 9, []) is None and decide(fault, 9, [first]) == skip
+    window = Window(5, 15, 2)
+    assert decide(fault, 9, [first], window) == window.event() | {"batch": 9, "step": 7}
+    assert decide(fault, 9, [first, window.event()], window) == skip
     corrupt = Fault(FaultKind.WEIGHTS, "flip", step=7, ranks=(1,))
     before = [{"event": "fault", "kind": "gradient", "ranks": [1]}] * 2
     assert decide(corrupt, 9, before[:1]) is None

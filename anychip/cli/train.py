@@ -58,6 +58,10 @@ def train(
     check_every: Annotated[int, typer.Option(help="Steps between checks for silent corruption; 0: none.")] = 100,
     spike_nats: Annotated[float, typer.Option(help="A loss so far above the last ones' median is a fault; 0: never.")
                           ] = 1.0,
+    anticipate_steps: Annotated[int, typer.Option(help="Steps of anticipatory routing after a spike that comes back; "
+                                                       "0: leave its batch out at once.")] = 100,
+    anticipate_delay: Annotated[int, typer.Option(help="Anticipatory routing goes by the weights of so many steps "
+                                                       "before.")] = 4,
     hang_seconds: Annotated[float, typer.Option(help="A rank silent for so long is ended.")] = 600.0,
     inject: Annotated[str, typer.Option(help="Faults made on purpose: kill:rank1@step30,bitflip:weight@step12; see "
                                              "docs/reliability.md.")] = "",
@@ -94,8 +98,8 @@ def train(
                          "ends")
     arguments: dict[str, Any] = {"settings": settings, "preset": preset, "tokenizer": tokenizer, "text": text or (),
                                  "sft": sft, "start": folder}
-    care = Care(save_every, keep, check_every, spike_nats, parse_injections(inject, ranks), tensorboard=tensorboard,
-                measure_limit=settings.steps >= LIMIT_STEPS)
+    care = Care(save_every, keep, check_every, spike_nats, anticipate_steps, anticipate_delay,
+                parse_injections(inject, ranks), settings.steps >= LIMIT_STEPS, tensorboard)
     job = Job(make_run, arguments, chip, out, care, _degrees(ranks, shard, expert, pipeline, context))
     with working("reading the text"):
         run = make_run(**arguments)

@@ -64,7 +64,7 @@ def _follow(out: Path, steps: int, advance: Callable[[int, int, str], None], end
     while not last:
         last = ended.wait(0.3)
         for event in events.new():
-            if event["event"] in ("fault", "skip"):
+            if event["event"] in ("fault", "skip", "anticipate"):
                 console.print(describe(event), highlight=False, markup=False)
         for line in metrics.new()[-1:]:
             advance(line["step"] + 1, steps, describe_step(line))
@@ -94,6 +94,9 @@ def describe(event: dict[str, Any]) -> str:
     """Return an event in words."""
     if event["event"] == "skip":
         return f"batch {event['batch']} is skipped from now on: its step went wrong twice"
+    if event["event"] == "anticipate":
+        return (f"the spike at batch {event['batch']} came back: steps {event['first']} to {event['end'] - 1} are "
+                f"routed by the weights of {event['delay']} steps before")
     return f"fault ({event['kind']}): {event['message']}"
 
 

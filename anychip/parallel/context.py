@@ -39,6 +39,11 @@ class Blocks:
         held = total // group.size()
         return cls(group.rank() * held, held, total, group)
 
+    @property
+    def range(self) -> range:
+        """The numbers of this rank's blocks."""
+        return range(self.first, self.first + self.held)
+
     def all(self) -> Blocks:
         """Return the same blocks as one rank would hold them."""
         return Blocks(0, self.total, self.total)

@@ -31,6 +31,18 @@ class Pipeline:
         schedule.step(*((numbers.float(),) if self._stage.first else ()), number=numbers, return_outputs=False,
                       target=torch.zeros(len(tasks)) if last else None, losses=losses if last else None)
 
+    @torch.no_grad()
+    def forward(self, tasks: list[Task]) -> None:
+        """Run all micro-batches forward alone, one after the other through each stage."""
+        for task in tasks:
+            carried = None if self._stage.first else torch.empty_like(self._shapes(task)[0], requires_grad=False,
+                                                                         device=task.part.inputs_BL.device)
+            if carried is not None:
+                dist.recv(carried, group=self._group, group_src=self._group.rank() - 1)
+            going = self._stage(carried, task)
+            if not self._stage.last:
+                dist.send(going.contiguous(), group=self._group, group_dst=self._group.rank() + 1)
+
     def _schedule_for(self, tasks: list[Task]) -> Schedule1F1B:
         tokens, count = tasks[0].part.inputs_BL.numel(), len(tasks)
         if self._schedule is None or self._schedule[0] != (tokens, count):

@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from ..model import Hidden, Transformer
 from ..model.moe import MoE
 from .batch import Batch
+from .routes import Routes, named, of_part, routed
 
-__all__ = ["Batch", "Losses", "Objective", "Placement", "Single"]
+__all__ = ["Batch", "Losses", "Objective", "Placement", "Routes", "Single"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,23 @@ class Placement(Protocol):
         """Tell whether this rank writes what one rank writes for all: metrics, losses, progress."""
         ...
 
-    def step(self, batch: Batch, objective: Objective) -> Losses:
+    def step(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
         """Run forward and backward of a step's batch, the same on every rank, and return its detached global losses.
 
-        After it every local gradient is complete: that of the step's total loss.
+        After it every local gradient is complete: that of the step's total loss. With `routes` tokens visit the experts
+        that these say.
         """
         ...
 
-    def again(self, batch: Batch, objective: Objective) -> Losses:
+    def routes(self, batch: Batch, objective: Objective) -> Routes:
+        """Run forward alone, without gradients, and return what the score routers chose for this rank's tokens."""
+        ...
+
+    def owns(self, route: str) -> bool:
+        """Tell whether a route of this name is one that `routes` returns on this rank."""
+        ...
+
+    def again(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
         """Do the very step once more, each micro-batch on another rank than in `step` where the layout has one that
         could have done it. On sound ranks every bit of losses and gradients is the same."""
         ...
@@ -113,20 +123,33 @@ class Single:
         self.model, self.micro_batches = model, micro_batches
         self._loads = RouterLoads()
 
-    def step(self, batch: Batch, objective: Objective) -> Losses:
+    def step(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
         """Run the micro-batches one after the other; gradients add up in that order."""
         self._loads.clear()
-        losses = [self._run(part, batch, objective) for part in batch.split(self.micro_batches)]
+        losses = []
+        for number, part in enumerate(batch.split(self.micro_batches)):
+            with routed(self.model, of_part(routes, number)):
+                found = forward(self.model, part, batch, objective)
+            found.total.backward()
+            self._loads.add(self.model)
+            losses.append(found.detach())
         return sum(losses[1:], losses[0])
 
-    def again(self, batch: Batch, objective: Objective) -> Losses:
-        return self.step(batch, objective)
+    @torch.no_grad()
+    def routes(self, batch: Batch, objective: Objective) -> Routes:
+        found: Routes = {}
+        for number, part in enumerate(batch.split(self.micro_batches)):
+            chosen: Routes = {}
+            with routed(self.model, chosen):
+                forward(self.model, part, batch, objective)
+            found |= named(chosen, number)
+        return found
 
-    def _run(self, part: Batch, whole: Batch, objective: Objective) -> Losses:
-        losses = forward(self.model, part, whole, objective)
-        losses.total.backward()
-        self._loads.add(self.model)
-        return losses.detach()
+    def owns(self, route: str) -> bool:
+        return True
+
+    def again(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
+        return self.step(batch, objective, routes)
 
     def loads(self) -> list[tuple[MoE, Tensor]]:
         return self._loads.of_layers()

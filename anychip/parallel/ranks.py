@@ -22,6 +22,7 @@ from .expert import ExpertExchange
 from .pipeline import Pipeline
 from .placement import Losses, Objective, RouterLoads, local_part, square_sum
 from .rank_ops import Copies, RankOps
+from .routes import Routes, named, of_part, place
 from .stage import Stage, Task, cut_model
 from .sums import RunningTree, TreeReduceScatter, all_sum
 from .world import World
@@ -51,6 +52,7 @@ class Ranks:
         self._shard()
         if any(parameter.is_meta for parameter in model.parameters()):
             self.stage.to_empty(device=world.mesh.device_type)
+        self._layers = {f"layers.{block.index}.ffn" for block in model.modules() if isinstance(block, Block)}
         self._loads, self._grads = RouterLoads(), Gradients(model)
         self._pipeline = Pipeline(self.stage, world.group("pipeline")) if world.degrees.pipeline > 1 else None
 
@@ -102,19 +104,49 @@ class Ranks:
             if isinstance(module, Block) and module.attn.indexer is not None:
                 wrapped.set_reshard_after_forward(False)
 
-    def step(self, batch: Batch, objective: Objective) -> Losses:
+    def step(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
         """Run this rank's micro-batches and blocks of them; return the whole step's losses."""
-        return self._run(batch, objective, self.world.data_index)
+        return self._run(batch, self._tasks(batch, objective, self.world.data_index, routes))
 
-    def again(self, batch: Batch, objective: Objective) -> Losses:
-        return self._run(batch, objective, self.world.partner)
+    def again(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
+        return self._run(batch, self._tasks(batch, objective, self.world.partner, self._everyones(routes)))
 
-    def _run(self, batch: Batch, objective: Objective, rank: int) -> Losses:
-        """Run the micro-batches of data rank `rank`."""
+    def _tasks(self, batch: Batch, objective: Objective, rank: int, routes: Routes | None) -> list[Task]:
+        """Return the micro-batches of data rank `rank`."""
+        ranks, whole = self.world.degrees.num_data, self.blocks.all().cut(batch)
+        mine = list(enumerate(batch.split(self.micro_batches)))[rank::ranks]
+        return [Task(number, self.blocks.cut(part), whole, objective, of_part(routes, number, self.blocks.range))
+                for number, part in mine]
+
+    @torch.no_grad()
+    def routes(self, batch: Batch, objective: Objective) -> Routes:
+        tasks = self._tasks(batch, objective, self.world.data_index, None)
+        for task in tasks:
+            task.chosen = {}
+        if self._pipeline is not None:
+            self._pipeline.forward(tasks)
+        else:
+            for task in tasks:
+                self.stage(None, task)
+        return {name: ids for task in tasks for name, ids in named(task.chosen or {}, task.number,
+                                                                   self.blocks.range).items()}
+
+    def owns(self, route: str) -> bool:
+        layer, micro_batch, block = place(route)
+        return (micro_batch % self.world.degrees.num_data == self.world.data_index and block in self.blocks.range
+                and layer in self._layers)
+
+    def _everyones(self, routes: Routes | None) -> Routes | None:
+        """Return the routes of all data ranks of this stage: a rank that does another's work needs that one's."""
+        if routes is None:
+            return None
+        group = self.world.data.get_group()
+        found: list[Any] = [None] * group.size()
+        dist.all_gather_object(found, routes, group=group)
+        return {name: ids for of_rank in found for name, ids in of_rank.items()}
+
+    def _run(self, batch: Batch, tasks: list[Task]) -> Losses:
         self._loads.clear()
-        ranks = self.world.degrees.num_data
-        whole = self.blocks.all().cut(batch)
-        tasks = [Task(self.blocks.cut(part), whole, objective) for part in batch.split(self.micro_batches)[rank::ranks]]
         if self._pipeline is not None:
             self._pipeline.run(tasks, self._after_forward, self._after_backward)
         else:

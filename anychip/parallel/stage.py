@@ -18,6 +18,7 @@ from .batch import Batch
 from .context import Blocks, plan_of
 from .placement import Losses, Objective
 from .rank_ops import Copies
+from .routes import Chosen, routed
 
 
 def layers_of(num_layers: int, stage: int, stages: int) -> range:
@@ -43,11 +44,16 @@ def cut_model(model: Transformer, stage: int, stages: int) -> None:
 
 @dataclass
 class Task:
-    """One micro-batch on its way through a stage: what the losses are, and (after the pass) what they came to."""
+    """Micro-batch `number` on its way through a stage: what the losses are, and (after the pass) what they came to.
 
+    `chosen` are the experts that its tokens visit, by layer; where it is empty the pass chooses and fills it.
+    """
+
+    number: int
     part: Batch
     whole: Batch
     objective: Objective
+    chosen: Chosen | None = None
     losses: Losses | None = None
 
 
@@ -66,6 +72,10 @@ class Stage(nn.Module):
         `task.losses` then holds the losses of this stage, detached.
         """
         self._weights.clear()
+        with routed(self.model, task.chosen):
+            return self._run(carried, task)
+
+    def _run(self, carried: Tensor | None, task: Task) -> Tensor:
         model, part = self.model, task.part
         device, ids_T = part.inputs_BL.device, part.inputs_BL.flatten()
         plan = plan_of(model.config, part.layout, self.blocks, device)

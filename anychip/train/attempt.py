@@ -17,6 +17,7 @@ from ..model import Transformer
 from ..model.initialize import initial_tensors
 from ..parallel import Placement
 from ..parallel.placement import fill
+from .anticipate import Anticipation, Window, has_routers, windows_of
 from .care import Care, Ranks
 from .fault import Fault, FaultKind
 from .folder import Events, Losses, read_losses
@@ -57,6 +58,7 @@ class Attempt:
         placed: Any = watched
         trainer = Trainer(placed.model, chip, self.batches, run.settings, placement=placed)
         watched.state = trainer.optimizer.state_dict
+        trainer.anticipation = Anticipation(windows_of(self.events.all()), self.batches.number)
         return watched, trainer
 
     def _placed(self, chip: Chip) -> Placement:
@@ -105,6 +107,14 @@ class Attempt:
     def batch(self) -> int:
         """The number of the batch of the step under way."""
         return self.batches.number(self.watched.at)
+
+    def window(self) -> Window | None:
+        """Return the steps of anticipatory routing that could begin at the last save; None where nothing is routed."""
+        care, steps = self.care, saved_steps(self.out)
+        if not care.anticipate_steps or not has_routers(self.run.config):
+            return None
+        first = steps[-1] if steps else 0
+        return Window(first, min(first + care.anticipate_steps, self.run.settings.steps), care.anticipate_delay)
 
     def go(self, report: Callable[[StepResult], None]) -> None:
         """Take the steps that are left and make the last save. Raises Fault where something goes wrong."""

@@ -24,7 +24,9 @@ class Care:
     """What is done against faults. None of it changes the losses of a run that meets none.
 
     A save every `save_every` steps, of which `keep` stay; corruption checks every `check_every` steps (0: none); a
-    loss `spike_nats` above the median of the last ones is a fault (0: never). `inject` makes faults on purpose.
+    loss `spike_nats` above the median of the last ones is a fault (0: never). Where a spike comes back, routing is
+    anticipatory for `anticipate_steps` steps (0: never; the batch is skipped at once), by the weights of
+    `anticipate_delay` steps before. `inject` makes faults on purpose.
     `measure_limit` gives metrics the share of the chip's limit, `tensorboard` writes its files too.
     """
 
@@ -32,6 +34,8 @@ class Care:
     keep: int = 2
     check_every: int = 100
     spike_nats: float = 1.0
+    anticipate_steps: int = 100
+    anticipate_delay: int = 4
     inject: tuple[Injection, ...] = ()
     measure_limit: bool = False
     tensorboard: bool = False
@@ -39,7 +43,8 @@ class Care:
     def __post_init__(self) -> None:
         problems = [f"{name}={value} must be at least {least}" for name, value, least in
                     (("save_every", self.save_every, 1), ("keep", self.keep, 1), ("check_every", self.check_every, 0),
-                     ("spike_nats", self.spike_nats, 0)) if value < least]
+                     ("spike_nats", self.spike_nats, 0), ("anticipate_steps", self.anticipate_steps, 0),
+                     ("anticipate_delay", self.anticipate_delay, 1)) if value < least]
         if problems:
             raise InputError("; ".join(problems))
 

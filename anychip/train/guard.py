@@ -1,7 +1,9 @@
-"""When a loss is a fault, and what is done about it: go back to the last save; the second time, leave the batch out.
+"""When a loss is a fault, and what is done about it: go back to the last save; then route ahead; then leave the batch
+out.
 
 A step that is repeated from the same save sees the same numbers. If its loss is sane the second time, the first was
-an error of the machine and nothing is lost; if not, the batch or the settings are to blame, and the batch is skipped.
+an error of the machine and nothing is lost. If not, the next attempt goes on with anticipatory routing, where the model
+has routers; a batch that spikes under that too, or whose loss is not finite twice, is skipped.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .anticipate import Window, windows_of
 from .fault import Fault, FaultKind, Stopped
 
 WINDOW, FEWEST = 64, 16
@@ -40,20 +43,25 @@ def skipped_batches(events: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(sorted({event["batch"] for event in events if event["event"] == "skip"}))
 
 
-def decide(fault: Fault, batch: int, events: list[dict[str, Any]]) -> int | None:
-    """Return the batch to leave out from now on, None where going back to the last save is enough.
+def decide(fault: Fault, batch: int, events: list[dict[str, Any]],
+           window: Window | None = None) -> dict[str, Any] | None:
+    """Return the event that notes what changes from now on, None where going back to the last save is enough.
 
-    `events` are the run's before this fault. Raises Stopped where going on is of no use.
+    `events` are the run's before this fault; `window` is the anticipatory routing that could begin now (None: no use).
+    Raises Stopped where going on is of no use.
     """
     same = [event for event in events if event["event"] == "fault" and event["kind"] == fault.kind.value]
     if fault.kind in (FaultKind.NOT_FINITE, FaultKind.SPIKE):
         if not any(event.get("batch") == batch for event in same):
             return None
+        tried = any(known.first <= fault.step < known.end for known in windows_of(events))
+        if fault.kind is FaultKind.SPIKE and window is not None and not tried:
+            return window.event() | {"batch": batch, "step": fault.step}
         skips = len(skipped_batches(events))
         if skips >= MAX_SKIPS:
             raise Stopped(f"{fault.message}; {skips} batches were skipped already. Use a lower learning rate or a "
                           "longer warm-up, and look at the batches named in events.jsonl")
-        return batch
+        return {"event": "skip", "batch": batch, "step": fault.step}
     for rank in fault.ranks:
         count = 1 + sum(rank in event.get("ranks", ()) for event in events
                         if event["event"] == "fault" and event["kind"] in ("weights", "gradient", "copies"))

@@ -54,7 +54,7 @@ class LanguageModel:
                 return Losses(torch.zeros_like(loss), {"loss": loss})
             if not self.mtp_weight:
                 return Losses(loss, {"loss": loss})
-            ahead_Td = last.predict_next(hidden.streams_Tnd, _next_ids(part), part.layout)
+            ahead_Td = last.predict_next(hidden.streams_Tnd, next_ids(part), part.layout)
             token_losses = last.ops.at("mtp.0").cross_entropy(ahead_Td, last.head.weight, part.further_BL.flatten())
             mtp_loss = token_losses.sum() / (whole.further_BL >= 0).sum().clamp_min(1)
         return Losses(loss + self.mtp_weight * mtp_loss, {"loss": loss, "mtp_loss": mtp_loss})
@@ -100,7 +100,7 @@ class LanguageModel:
         return torch.stack(found).sum() / whole.inputs_BL.numel()
 
 
-def _next_ids(part: Batch) -> Tensor:
+def next_ids(part: Batch) -> Tensor:
     """Return the token after each, [T], also where it is no target: the MTP block reads it. After a sample's last
     token it is any token, as nobody looks at what comes of it."""
     target_T = part.targets_BL.flatten()

@@ -6,8 +6,7 @@ are turned by a Hadamard matrix first (inference/model.py). Masters stay fp32; e
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,36 +14,22 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops import Ops, Ranges
 from ..ops.formats import FP4_BLOCK, fake_quantize_fp4
-from ..ops.orthogonal import MuonRule
-from ..ops.seam import COSTS
+from ..ops.wrapped import WrappedOps
 
 
-class QuantizedOps(Ops):
+class QuantizedOps(WrappedOps):
     """`inner`'s ops on routed experts and indexer rows as they read back from MXFP4."""
-
-    def __init__(self, inner: Ops) -> None:
-        self._inner = inner
-        for name in COSTS:
-            if name not in ("experts", "index_topk"):
-                setattr(self, name, getattr(inner, name))
-        self.experts = partial(self._experts)  # type: ignore[method-assign]
-        self.index_topk = partial(self._index_topk)  # type: ignore[method-assign]
 
     def at(self, layer: str) -> Ops:
         return QuantizedOps(self._inner.at(layer))
 
-    def orthogonalize(self, stack_BMN: Tensor) -> Tensor:
-        return self._inner.orthogonalize(stack_BMN)
-
-    def muon(self, groups: Any, rule: MuonRule) -> None:
-        self._inner.muon(groups, rule)
-
-    def _experts(self, x_Td: Tensor, ids_TK: Tensor, weight_TK: Tensor, banks: tuple[Tensor, Tensor],
-                 limit: float) -> Tensor:
+    def experts(self, x_Td: Tensor, ids_TK: Tensor, weight_TK: Tensor,  # type: ignore[override]
+                banks: tuple[Tensor, Tensor], limit: float) -> Tensor:
         rounded = fake_quantize_fp4(banks[0]), fake_quantize_fp4(banks[1])
         return self._inner.experts(x_Td, ids_TK, weight_TK, rounded, limit)
 
-    def _index_topk(self, query_THI: Tensor, weight_TH: Tensor, key_MI: Tensor, visible: Ranges, topk: int) -> Tensor:
+    def index_topk(self, query_THI: Tensor, weight_TH: Tensor, key_MI: Tensor,  # type: ignore[override]
+                   visible: Ranges, topk: int) -> Tensor:
         return self._inner.index_topk(turned_fp4(query_THI), weight_TH, turned_fp4(key_MI), visible, topk)
 
 

@@ -116,9 +116,9 @@ def _after(fault: Fault, attempt: Attempt) -> None:
         before = events.all()
         events.add("fault", kind=fault.kind.value, step=fault.step, batch=batch, ranks=list(fault.ranks),
                    message=fault.message)
-        skip = decide(fault, batch, before)
-        if skip is not None:
-            events.add("skip", batch=skip, step=fault.step)
+        change = decide(fault, batch, before, attempt.window())
+        if change is not None:
+            events.add(**change)
 
     if not fault.everywhere:
         note()

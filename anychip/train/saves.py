@@ -33,7 +33,7 @@ from .trainer import Trainer
 
 _NAME = re.compile(r"step-(\d{8,})")
 MODEL, UNREADABLE = "model", ".unreadable"
-_MODEL_KEY, _OPTIMIZER_KEY = "model.", "optimizer."
+_MODEL_KEY, _OPTIMIZER_KEY, _ROUTING_KEY = "model.", "optimizer.", "routing."
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,13 @@ def remove_save(out: Path, step: int) -> None:
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    """Return everything that a run's next step depends on: the model's tensors and the optimizer's, by name."""
+    """Return everything that a run's next step depends on, by name: the model's tensors, the optimizer's, and the
+    routes of later steps that were decided already."""
     model = {_MODEL_KEY + name: tensor.detach() for name, tensor in trainer.model.state_dict(keep_vars=True).items()}
     optimizer = trainer.optimizer.state_dict()
-    return model | {_OPTIMIZER_KEY + key: tensor for key, tensor in optimizer.items()}
+    routing = trainer.anticipation.state()
+    return (model | {_OPTIMIZER_KEY + key: tensor for key, tensor in optimizer.items()}
+            | {_ROUTING_KEY + key: tensor for key, tensor in routing.items()})
 
 
 def restore(trainer: Trainer, out: Path, group: dist.ProcessGroup | None = None, *,
@@ -168,10 +171,12 @@ def _load(trainer: Trainer, folder: Path, group: dist.ProcessGroup | None) -> No
     metadata = ShardReader(folder).read_metadata()
     model = {_MODEL_KEY + name: tensor.detach()
              for name, tensor in trainer.model.state_dict(keep_vars=True).items()}
-    optimizer = _empty_like_saved(trainer, metadata)
-    load(model | {_OPTIMIZER_KEY + key: tensor for key, tensor in optimizer.items()},
-             storage_reader=ShardReader(folder), process_group=group, no_dist=group is None)
+    optimizer, routing = _empty_like_saved(trainer, metadata), _own_routes(trainer, metadata)
+    load(model | {_OPTIMIZER_KEY + key: tensor for key, tensor in optimizer.items()}
+         | {_ROUTING_KEY + key: tensor for key, tensor in routing.items()},
+         storage_reader=ShardReader(folder), process_group=group, no_dist=group is None)
     trainer.optimizer.load_state_dict(optimizer)
+    trainer.anticipation.load(routing)
 
 
 def _empty_like_saved(trainer: Trainer, metadata: Metadata) -> dict[str, Tensor]:
@@ -185,6 +190,15 @@ def _empty_like_saved(trainer: Trainer, metadata: Metadata) -> dict[str, Tensor]
                 torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format) if saved.size == like.shape
                 else torch.zeros(saved.size, dtype=dtype))
     return found
+
+
+def _own_routes(trainer: Trainer, metadata: Metadata) -> dict[str, Tensor]:
+    """Return room for the saved routes of what this rank holds."""
+    device = trainer.chip.device
+    return {name: torch.zeros(saved.size, dtype=saved.properties.dtype, device=device)
+            for key, saved in metadata.state_dict_metadata.items()
+            if isinstance(saved, TensorStorageMetadata) and (name := key.removeprefix(_ROUTING_KEY)) != key
+            and trainer.placement.owns(name.partition("/")[2])}
 
 
 def _damage(error: CheckpointException | CheckpointError) -> str:

@@ -19,9 +19,10 @@ from ..errors import AnychipError, InputError
 from ..model import Layout, Transformer
 from ..model.block import Block
 from ..model.moe import MoE
-from ..parallel import Batch, Placement, Single
+from ..parallel import Batch, Placement, Routes, Single
 from ..parallel.placement import clip_gradients, forward, score_routed
-from .objective import objective_at
+from .anticipate import Ahead, Anticipation
+from .objective import LanguageModel, objective_at
 from .optimizer import Optimizer
 from .qat import QuantizedOps
 from .settings import TrainSettings
@@ -79,7 +80,7 @@ class Trainer:
         if settings.fp4:
             self.model.ops = QuantizedOps(self.model.ops)
         self.optimizer = Optimizer(self.model, settings, self.placement, model.ops)
-        self.steps_done = 0
+        self.steps_done, self.anticipation = 0, Anticipation()
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = settings.recompute
@@ -88,9 +89,9 @@ class Trainer:
     def step(self) -> StepResult:
         """Take one step. Raises Diverged, with the weights untouched, where loss or gradient is not finite."""
         number, started = self.steps_done, self.chip.clock()
-        batch = self._batch(number)
+        batch, routes = self._batch(number), self._routes(number)
         self._begin(number)
-        losses = self.placement.step(batch, self.objective)
+        losses = self.placement.step(batch, self.objective, routes)
         norm = self.placement.grad_norm()
         clip_gradients(self.model.parameters(), self.settings.clip_norm, norm)
         values = _on_host({**losses.named, "grad_norm": norm})
@@ -105,6 +106,14 @@ class Trainer:
         inputs, targets, *layout = self.batches.at(number)
         whole = layout[0] if layout else Layout.whole([inputs.shape[1]] * inputs.shape[0])
         return Batch.of(inputs, targets, _cut(whole, self.settings.length_at(number))).to(self.chip.device)
+
+    def _routes(self, number: int) -> Routes | None:
+        """Route the later steps whose turn it is by the weights of now; return what was kept for this step."""
+        for ahead in self.anticipation.missing(number):
+            LanguageModel(0.0).prepare(self.model, dense=self.settings.stage(ahead) != "sparse")
+            objective = Ahead(mtp=self.settings.mtp_weight > 0)
+            self.anticipation.keep(ahead, self.placement.routes(self._batch(ahead), objective))
+        return self.anticipation.take(number)
 
     def losses(self, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the mean next-token loss and the MTP block's (None where its weight is 0), nats a token."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..model.moe import MoE
-from ..parallel import Batch, Losses, Objective, Placement
+from ..parallel import Batch, Losses, Objective, Placement, Routes
 from .fault import Fault, FaultKind
 from .inject import Injector
 from .integrity import Fingerprints, copies, differing, fingerprint, gather, gradients, outvoted, weights
@@ -89,12 +89,21 @@ class Watched:
         """Return what must stay as it is between two updates: weights, and the optimizer's tensors but for counters."""
         return weights(self.model) | {name: tensor for name, tensor in self.state().items() if tensor.dim()}
 
-    def step(self, batch: Batch, objective: Objective) -> Losses:
+    def routes(self, batch: Batch, objective: Objective) -> Routes:
+        with self.phases.timed("anticipate"):
+            routes = self.inner.routes(batch, objective)
+        self._alive()
+        return routes
+
+    def owns(self, route: str) -> bool:
+        return self.inner.owns(route)
+
+    def step(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
         """As the inner placement's. Raises Fault where the step is not the same twice."""
         undo = self._injector.before_step(self.at, self.model, self.state()) if self._injector else lambda: None
         started = time.perf_counter()
         with self.phases.timed("forward_backward"):
-            losses = self.inner.step(batch, objective)
+            losses = self.inner.step(batch, objective, routes)
         undo()
         self._alive()
         if self._injector:
@@ -103,7 +112,7 @@ class Watched:
             with self.phases.timed("checks"):
                 self._check_weights()
                 if self._due:
-                    self._compute_again(batch, objective, losses)
+                    self._compute_again((batch, objective, routes), losses)
         return losses
 
     @property
@@ -119,11 +128,11 @@ class Watched:
                             f"{self.at} and its own", step=self.at, ranks=(self.rank,),
                             everywhere=self.num_ranks == 1)
 
-    def _compute_again(self, batch: Batch, objective: Objective, first: Losses) -> None:
+    def _compute_again(self, work: tuple[Batch, Objective, Routes | None], first: Losses) -> None:
         before = fingerprint(gradients(self.model)) | fingerprint(first.named)
         for parameter in self.model.parameters():
             parameter.grad = None
-        again = self.inner.again(batch, objective)
+        again = self.inner.again(*work)
         changed = differing(before, fingerprint(gradients(self.model)) | fingerprint(again.named))
         verdicts = gather((changed, self._own_seconds()), self._group)
         wrong = [rank for rank, (names, _) in enumerate(verdicts) if names]
@@ -144,8 +153,8 @@ class Watched:
             raise Fault(FaultKind.COPIES, f"after step {self.at} the copies of {name} differ: rank"
                         f"{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}", step=self.at, ranks=ranks)
 
-    def again(self, batch: Batch, objective: Objective) -> Losses:
-        return self.inner.again(batch, objective)
+    def again(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
+        return self.inner.again(batch, objective, routes)
 
     def _own_seconds(self) -> float:
         """Return this rank's seconds of own work since the last call."""
