@@ -14,6 +14,7 @@ from ..model import Hidden, Transformer
 from ..model.moe import MoE
 from .batch import Batch
 from .routes import Routes, named, of_part, routed
+from .sums import Gradients
 
 __all__ = ["Batch", "Losses", "Objective", "Placement", "Routes", "Single"]
 
@@ -121,10 +122,10 @@ class Single:
 
     def __init__(self, model: Transformer, micro_batches: int = 1) -> None:
         self.model, self.micro_batches = model, micro_batches
-        self._loads = RouterLoads()
+        self._loads, self._grads = RouterLoads(), Gradients(model)
 
     def step(self, batch: Batch, objective: Objective, routes: Routes | None = None) -> Losses:
-        """Run the micro-batches one after the other; gradients add up in that order."""
+        """Run the micro-batches one after the other; gradients add up in a tree, as on many ranks."""
         self._loads.clear()
         losses = []
         for number, part in enumerate(batch.split(self.micro_batches)):
@@ -132,7 +133,9 @@ class Single:
                 found = forward(self.model, part, batch, objective)
             found.total.backward()
             self._loads.add(self.model)
+            self._grads.take()
             losses.append(found.detach())
+        self._grads.finish()
         return sum(losses[1:], losses[0])
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from .placement import Losses, Objective, RouterLoads, local_part, square_sum
 from .rank_ops import Copies, RankOps
 from .routes import Routes, named, of_part, place
 from .stage import Stage, Task, cut_model
-from .sums import RunningTree, TreeReduceScatter, all_sum
+from .sums import Gradients, TreeReduceScatter, all_sum
 from .world import World
 
 
@@ -213,24 +213,3 @@ class Ranks:
         blocks = f", sequences in {self.blocks.total} blocks" if self.blocks.total > 1 else ""
         return (f"{self.num_ranks} processes ({self.world.degrees.describe()}), "
                 f"{self.micro_batches} micro-batches a step{blocks}")
-
-
-class Gradients:
-    """The gradients of a step: taken from the parameters after each micro-batch, put back as their tree sums."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = list(model.parameters())
-        self._sums: dict[nn.Parameter, RunningTree] = {}
-
-    def take(self) -> None:
-        """Take what one micro-batch's backward left."""
-        for parameter in self._parameters:
-            if parameter.grad is not None:
-                self._sums.setdefault(parameter, RunningTree()).add(parameter.grad)
-                parameter.grad = None
-
-    def finish(self) -> None:
-        """Give every parameter that got a gradient its sum."""
-        for parameter, tree in self._sums.items():
-            parameter.grad = tree.total()
-        self._sums = {}

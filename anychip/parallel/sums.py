@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 
 
@@ -85,3 +85,22 @@ class TreeReduceScatter(ReduceScatter):
         output_tensor.copy_(tree_sum(got.view(group.size(), -1).unbind()))
 
 
+class Gradients:
+    """The gradients of a step: taken from the parameters after each micro-batch, put back as their tree sums."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = list(model.parameters())
+        self._sums: dict[nn.Parameter, RunningTree] = {}
+
+    def take(self) -> None:
+        """Take what one micro-batch's backward left."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                self._sums.setdefault(parameter, RunningTree()).add(parameter.grad)
+                parameter.grad = None
+
+    def finish(self) -> None:
+        """Give every parameter that got a gradient its sum."""
+        for parameter, tree in self._sums.items():
+            parameter.grad = tree.total()
+        self._sums = {}
