@@ -56,7 +56,8 @@ def make() -> Run:
 
 def job(out: Path, inject: str, processes: int) -> Job:
     """Return the job in a folder, with faults."""
-    care = Care(SAVE_EVERY, keep=2, check_every=CHECK_EVERY, spike_nats=0.5, anticipate_steps=10, inject=parse_injections(inject, processes))
+    care = Care(SAVE_EVERY, keep=2, check_every=CHECK_EVERY, spike_nats=0.5, anticipate_steps=10,
+                inject=parse_injections(inject, processes))
     return Job(make, {}, "cpu:reference", out, care, threads=1)
 
 
