@@ -36,21 +36,21 @@ def run(layouts: list[Degrees], chosen: TrainSettings) -> list[Result]:
             for degrees in layouts]
 
 
-def run_both(layouts: list[Degrees], families: dict[str, list[Degrees]]) -> list[Result]:
+def run_both(layouts: list[Degrees], families: dict[str, Degrees]) -> list[Result]:
     """Be one rank: do `run` and `run_families`, for one start of the ranks."""
     return run(layouts, settings()) + run_families(families)
 
 
-def run_families(layouts: dict[str, list[Degrees]]) -> list[Result]:
-    """Be one rank: train each preset in each of its layouts for a step."""
-    chosen = settings(context_blocks=1, length=96, steps=1, indexer_steps=0)
+def run_families(layouts: dict[str, Degrees]) -> list[Result]:
+    """Be one rank: train each preset in its layout for a step."""
+    chosen = settings(batch=2, micro_batches=2, context_blocks=1, length=96, steps=1, indexer_steps=0)
     torch.set_num_threads(1)
     found = []
-    for preset, degrees_of in layouts.items():
+    for preset, degrees in layouts.items():
         config = load_config(preset)
         fits = chosen if config.num_nextn_predict_layers else replace(chosen, mtp_weight=0.0)
-        found += [train(fits, lambda model, degrees=degrees, fits=fits: Ranks(
-            model, join(torch.device("cpu"), degrees), fits), config=config) for degrees in degrees_of]
+        found.append(train(fits, lambda model, degrees=degrees, fits=fits: Ranks(
+            model, join(torch.device("cpu"), degrees), fits), config=config))
     return found
 
 
