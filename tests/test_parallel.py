@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from parallel_cases import joined, run, run_both, run_families, settings, train, world_of_one
+from parallel_cases import joined, run_both, run_families, settings, train, world_of_one
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from train_cases import small
 
@@ -25,6 +25,7 @@ from anychip.parallel.stage import layers_of
 from anychip.parallel.sums import RunningTree, tree_sum
 from anychip.parallel.world import World, lay_out, leave
 from anychip.text.store import TokenStore
+from anychip.train.care import alone as alone_in_process
 from anychip.train.make import _unpacked, make_run
 
 KINDS = {"shard": Degrees(shard=2), "expert": Degrees(expert=2), "pipeline": Degrees(pipeline=2),
@@ -41,9 +42,9 @@ def alone():
 
 @pytest.fixture(scope="module")
 def one():
-    world_of_one()
+    torch.set_num_threads(1)
     try:
-        return run([Degrees()], settings())[0]
+        return train(settings(), lambda model: alone_in_process(model, settings()))
     finally:
         leave()
 

@@ -77,6 +77,7 @@ def train(
     """
     from ..chips import open_chip
     from ..config import load_config
+    from ..parallel.degrees import Degrees
     from ..serve.models import model_folder
     from ..train import read_losses
     from ..train.care import Care
@@ -103,8 +104,7 @@ def train(
     job = Job(make_run, arguments, chip, out, care, _degrees(ranks, shard, expert, pipeline, context))
     with working("reading the text"):
         run = make_run(**arguments)
-    if job.degrees:
-        job.degrees.check(run.config, settings)
+    (job.degrees or Degrees()).check(run.config, settings)
     checkpoint = _train(run, device, job, (num_processes, hang_seconds))
     if checkpoint is None:
         return

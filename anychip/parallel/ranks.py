@@ -211,5 +211,5 @@ class Ranks:
 
     def describe(self) -> str:
         blocks = f", sequences in {self.blocks.total} blocks" if self.blocks.total > 1 else ""
-        return (f"{self.num_ranks} processes ({self.world.degrees.describe()}), "
-                f"{self.micro_batches} micro-batches a step{blocks}")
+        who = f"{self.num_ranks} processes ({self.world.degrees.describe()})" if self.num_ranks > 1 else "one process"
+        return f"{who}, {self.micro_batches} micro-batch{'es' * (self.micro_batches > 1)} a step{blocks}"

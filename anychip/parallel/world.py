@@ -71,6 +71,13 @@ def join(device: torch.device, degrees: Degrees, *, timeout_s: float = 600.0) ->
     return lay_out(device.type, degrees)
 
 
+def join_alone(device: torch.device) -> World:
+    """Return the world of this process alone; where there is no process group, this makes one of one rank."""
+    if not dist.is_initialized():
+        dist.init_process_group(BACKENDS[device.type], store=dist.HashStore(), rank=0, world_size=1)
+    return lay_out(device.type, Degrees())
+
+
 def lay_out(device_type: str, degrees: Degrees) -> World:
     """Return this rank's place in a layout over the process group that exists."""
     mesh = init_device_mesh(device_type, tuple(getattr(degrees, axis) for axis in AXES), mesh_dim_names=AXES)

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from ..errors import AnychipError, InputError
 from ..model import Transformer
 from ..parallel import Placement, Single
+from ..parallel.ranks import Ranks as Spread
+from ..parallel.world import join_alone
 from .inject import Injection
 from .integrity import gather
 from .pulse import Pulse
@@ -58,9 +60,10 @@ class Place(Protocol):
 
 
 def alone(model: Transformer, settings: TrainSettings) -> Placement:
-    """Place the whole model in this process."""
-    single: Any = Single(model, settings.micro_batches)
-    return single  # type: ignore[no-any-return]
+    """Place the whole model in this process. Sequences in blocks are a rank's work, if the only one's."""
+    blocks, device = settings.context_blocks > 1, model.embed.weight.device
+    placed: Any = Spread(model, join_alone(device), settings) if blocks else Single(model, settings.micro_batches)
+    return placed  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
