@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ..errors import NotSupported
@@ -74,7 +75,7 @@ def join(device: torch.device, degrees: Degrees, *, timeout_s: float = 600.0) ->
 def join_alone(device: torch.device) -> World:
     """Return the world of this process alone; where there is no process group, this makes one of one rank."""
     if not dist.is_initialized():
-        dist.init_process_group(BACKENDS[device.type], store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(BACKENDS[device.type], store=HashStore(), rank=0, world_size=1)
     return lay_out(device.type, Degrees())
 
 
