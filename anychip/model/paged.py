@@ -65,6 +65,7 @@ class PagedCache:
         self.blocks = torch.zeros(num_blocks * block, device=device)
         self.num_blocks = num_blocks
         self.snapshots = torch.empty(num_snapshots, snapshot, device=device)
+        self.beside: dict[str, Tensor] = {}  # a chip's working copies [blocks, ..] of what blocks hold, not in nbytes
 
     @property
     def nbytes(self) -> int:
@@ -101,6 +102,8 @@ class PagedCache:
         for layer, name in self.entries:
             held = self.held(layer, name)
             held[target].copy_(held[source])
+        for derived in self.beside.values():
+            derived[target].copy_(derived[source])
 
 
 def _rings(config: ModelConfig) -> tuple[dict[tuple[int, str], Place], int, int]:

@@ -24,7 +24,8 @@ _Call = ctypes.c_int64 * len(_CALL)
 
 @cache
 def _kernels() -> SimpleNamespace:
-    return bind(load_library(), {"attention": "ppp", "attention_back": "ppppll" + "p" * 5, "index_topk": "lllpppppllp"})
+    return bind(load_library(), {"attention": "ppp", "attention_back": "ppppll" + "p" * 5, "index_topk": "lllpppppllp",
+                                 "index_group_bytes": "l"})
 
 
 class _Problem(NamedTuple):
@@ -151,3 +152,10 @@ def index_topk(query_THI: Tensor, weight_TH: Tensor, key_MI: Tensor, visible: Ra
     _kernels().index_topk(*query.shape, query.data_ptr(), weight.data_ptr(), key.data_ptr(), visible.start.data_ptr(),
                           visible.count.data_ptr(), visible.max_count, topk, out.data_ptr())
     return out
+
+
+def index_copies(rows: int, channels: int) -> Tensor | None:
+    """Return memory for the copies of the indexer's keys that are scanned first (index_rough.h), bytes [groups of 16
+    keys, bytes a group], marked as unknown; None where this processor gains nothing by them."""
+    size = _kernels().index_group_bytes(channels)
+    return torch.full((-(-rows // 16), size), 255, dtype=torch.uint8) if size else None

@@ -17,6 +17,7 @@ from ...config import DeepseekV4Config
 from ...config.specs import CSA
 from ...model import Transformer
 from ...model.paged import PagedBatch, PagedCache
+from .attention import index_copies
 from .bind import bind
 from .block import pack_weights
 from .kernels import load_library
@@ -97,12 +98,15 @@ def _pack(model: Transformer, cache: PagedCache) -> _Packed | None:
     if any(block is None for block in blocks) or config.hidden_size % 8 or config.sliding_window < 1:
         return None
     pointers = (ctypes.c_int64 * len(blocks))(*(block.address for block in blocks if block is not None))
-    places = (ctypes.c_int64 * (len(blocks) * len(_LAYER)))()
+    step = len(_LAYER) + 1  # and the copies of the indexer's keys
+    places = (ctypes.c_int64 * (len(blocks) * step))()
     offsets = {key: place.offset for key, place in cache.rings.items()}
     offsets |= {key: place.offset * cache.num_blocks for key, place in cache.entries.items()}
     for layer in range(len(blocks)):
         for i, name in enumerate(_LAYER):
-            places[layer * len(_LAYER) + i] = offsets.get((layer, name), -1)
+            places[layer * step + i] = offsets.get((layer, name), -1)
+        if (copies := _key_copies(cache, layer)) is not None:
+            places[layer * step + len(_LAYER)] = copies.data_ptr()
     angles = [turned for ratio in (0, CSA) for turned in cache.turns(config.rope(ratio))]
     addresses = [t.data_ptr() for t in own] + [0] * (0 if model.mtp else 8)
     packed = _Model(config.num_hidden_layers, config.sliding_window, config.qk_rope_head_dim // 2,
@@ -110,3 +114,13 @@ def _pack(model: Transformer, cache: PagedCache) -> _Packed | None:
     state = _State(cache.slots.data_ptr(), cache.blocks.data_ptr(), cache.slots.shape[1],
                    int(cache.format == "fp8"), ctypes.addressof(places))
     return _Packed(packed, state, (blocks, pointers, places, angles, own))
+
+
+def _key_copies(cache: PagedCache, layer: int) -> Tensor | None:
+    """Return memory for copies of the indexer's keys, kept with the cache; None where there is no use for them."""
+    place, name = cache.entries.get((layer, "indexer.entry")), f"{layer}.indexer"
+    if name not in cache.beside and place is not None:
+        made = index_copies(cache.num_blocks * place.rows, place.width)
+        if made is not None:
+            cache.beside[name] = made.view(cache.num_blocks, -1)
+    return cache.beside.get(name)

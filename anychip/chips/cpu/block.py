@@ -21,6 +21,7 @@ from ...model.latent import Latent
 from ...model.moe import FeedForward
 from ...model.plan import LayerPlan
 from ...model.state import LayerCache, State
+from .attention import index_copies
 from .bind import bind
 from .kernels import load_library
 from .norm import FIRST, HALVES
@@ -50,8 +51,9 @@ _SIZES = ("d", "streams", "iters", "heads", "channels", "latent", "groups", "gro
           "width", "vocab", "index_heads", "index_channels", "index_topk", "kind", "kv_heads", "nope", "value", "rank",
           "shared_width", "index_form", "score", "route_groups", "kept_groups", "normalize")
 _CONSTANTS = ("eps", "hc_eps", "limit", "route_scale", "index_scale", "scale", "latent_eps")
+_KEYS = "indexer.entry|indexer.key"
 _BUFFERS = ("window", "compressor.value", "compressor.gate", "compressor.entry|entry|key", "indexer.value",
-            "indexer.gate", "indexer.entry|indexer.key", "value")
+            "indexer.gate", _KEYS, "value")
 _KINDS = (Compressed, Grouped, Latent)  # as in block.h
 _PLAN = ("tokens", "half", "entries", "most", "cos", "sin", "window_start", "window_count", "first", "previous",
          "entry_cos", "entry_sin", "visible_start", "visible_count", "window_rows", "window_first", "token_rows",
@@ -63,7 +65,7 @@ class _Weights(ctypes.Structure):
                 ("addresses", ctypes.c_int64 * len(_WEIGHTS))]
 
 
-_Buffers = ctypes.c_int64 * len(_BUFFERS)
+_Buffers = ctypes.c_int64 * (len(_BUFFERS) + 2)  # and the copies of the indexer's keys, and how many are made
 _Plan = ctypes.c_int64 * len(_PLAN)
 
 
@@ -145,8 +147,10 @@ class Blocks:
             tensors = state.buffers(layer)
             usable = all(_usable(t) for t in tensors.values())
             named = [next((tensors[name] for name in names.split("|") if name in tensors), None) for names in _BUFFERS]
-            addresses = _Buffers(*(0 if t is None else t.data_ptr() for t in named))
-            known[layer] = _Packed(ctypes.addressof(addresses), addresses) if usable else None
+            copies, known_rows = _key_copies(state, named[_BUFFERS.index(_KEYS)]), ctypes.c_int64(0)
+            addresses = _Buffers(*(0 if t is None else t.data_ptr() for t in (*named, copies)),
+                                 ctypes.addressof(known_rows))
+            known[layer] = _Packed(ctypes.addressof(addresses), (addresses, copies, known_rows)) if usable else None
         return known[layer]
 
     def _plan_of(self, plan: LayerPlan, state: State, ratio: int) -> _Packed | None:
@@ -179,6 +183,11 @@ def _find(block: nn.Module, paths: str) -> _Slot:
         if module is not None and (name in module._parameters or name in module._buffers):
             return _Slot(module._parameters if name in module._parameters else module._buffers, name)
     return _Slot({name: None}, name)
+
+
+def _key_copies(state: State, keys: Tensor | None) -> Tensor | None:
+    """Return memory for copies of one sequence's keys: what lies in rows that were written stays as it is."""
+    return index_copies(*keys.shape) if keys is not None and len(state.num_tokens) == 1 else None
 
 
 def _usable(tensor: Tensor, dtype: torch.dtype = _F32) -> bool:

@@ -112,6 +112,7 @@ void pool_window(const Layer& q, const Pool& p, const Closing& c, std::vector<fl
     float* entry = q.entry(c.sequence, c.entry, p.entry_at, p.channels);
     norm_rope(1, p.channels, 1, q.m.half, q.w.eps, pooled, p.norm, q.cos(position), q.sin(position), entry);
     p.indexer ? store_as_fp4(q, entry, p.channels) : store_as_fp8(q, entry, p.channels);
+    if (p.indexer && q.at.rough) rough::keep(entry, p.channels, q.at.rough, q.entry_row(c.sequence, c.entry));
 }
 
 // Queries from the latent, and the entries of the windows that close.

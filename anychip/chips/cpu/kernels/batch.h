@@ -24,6 +24,7 @@ struct BatchModel {
 struct LayerState {
     int64_t window, value, gate, index_value, index_gate;
     int64_t entry, index_entry;
+    uint8_t* rough;  // copies of the indexer's keys of all blocks (index_rough.h), or null
 };
 
 struct BatchState {

@@ -12,18 +12,19 @@ namespace {
 // What a thread keeps from token to token.
 struct Spare {
     std::vector<const float*> rows;
-    std::vector<float> query, panel, score, parts, index_panel, index_score, index_query, index_weight;
+    std::vector<float> query, panel, score, parts, index_panel, index_score, index_best, index_query, index_weight;
     std::vector<uint32_t> keys, ties;
     std::vector<int32_t> selected;
 
     // Room for one more kind of layer.
     void fit(const BlockWeights& w, int64_t most, bool few) {
-        const int64_t heads = (w.index_heads + INDEX_LANES - 1) / INDEX_LANES * INDEX_LANES;
         const auto grow = [](auto& memory, int64_t size) { if ((int64_t)memory.size() < size) memory.resize(size); };
         grow(query, w.heads * w.channels), grow(panel, w.channels * 8);
         grow(parts, (w.heads + 7) / 8 * 2 * 8 * (w.channels + 2));
-        grow(index_panel, heads * w.index_channels), grow(index_query, w.index_heads * w.index_channels);
-        grow(index_weight, w.index_heads), grow(index_score, few ? 0 : most), grow(selected, w.index_topk);
+        grow(index_panel, index_lanes(w.index_heads) * w.index_channels), grow(index_query, w.index_heads * w.index_channels);
+        grow(index_weight, w.index_heads), grow(selected, w.index_topk);
+        const int64_t units = few ? 0 : rough::units(most);
+        grow(index_score, units * rough::UNIT), grow(index_best, units * rough::MAXIMA);
     }
 };
 
@@ -118,15 +119,37 @@ void index_query(const Layer& q, int64_t t, Spare& o) {
         to_panel(o.index_query.data() + h * C, std::min(INDEX_LANES, H - h), C, o.index_panel.data() + h * C);
 }
 
-// Scores of the entries [from, to) of a token, block by block.
-void index_scores(const Layer& q, int64_t t, int64_t from, int64_t to, Spare& o, float* score) {
-    const int64_t C = q.w.index_channels, per_block = 128 / q.w.ratio;
-    for (int64_t e = from; e < to;) {
+bool scans(const Layer& q, int64_t t) { return q.at.rough && q.visible(t) >= rough::LEAST * q.w.index_topk; }
+
+// A part's entries of a token: scores, block by block, or with a rough scan their upper and the best lower ends.
+void score_entries(const Layer& q, int64_t t, const Crew& crew, Spare& o, const rough::Found& found) {
+    const int64_t H = q.w.index_heads, C = q.w.index_channels, per_block = 128 / q.w.ratio, s = q.order.sequence[t];
+    const int64_t count = q.visible(t);
+    if (scans(q, t)) {
+        const int64_t units = rough::units(count);
+        const auto group = [&](int64_t g) {
+            return q.at.rough + q.entry_row(s, g * rough::GROUP) / rough::GROUP * rough::group_bytes(C);
+        };
+        rough::Query(H, C, o.index_panel.data(), o.index_weight.data())
+            .scan(group, count, crew.from(units), crew.to(units), found);
+        return;
+    }
+    for (int64_t e = crew.from(count), to = crew.to(count); e < to;) {
         const int64_t end = std::min(to, (e / per_block + 1) * per_block);
-        const Indexer x{q.w.index_heads, C, nullptr, o.index_weight.data(), q.entry(q.order.sequence[t], e, q.at.index_entry, C)};
-        score_token(x, 0, o.index_panel.data(), 0, end - e, score + e);
+        const Indexer x{H, C, nullptr, o.index_weight.data(), q.entry(s, e, q.at.index_entry, C)};
+        score_token(x, 0, o.index_panel.data(), 0, end - e, found.upper + e);
         e = end;
     }
+}
+
+// The entries that a token attends to.
+void choose(const Layer& q, int64_t t, Spare& o, const rough::Found& found, int32_t* selected) {
+    const int64_t C = q.w.index_channels, count = q.visible(t), topk = q.w.index_topk;
+    if (!scans(q, t)) return select(found.upper, count, 0, topk, o.keys, o.ties, selected);
+    const auto key = [&](int64_t e) { return q.entry(q.order.sequence[t], e, q.at.index_entry, C); };
+    index_query(q, t, o);
+    rough::select_best({q.w.index_heads, C, nullptr, o.index_weight.data(), nullptr}, o.index_panel.data(), found, count, topk,
+                       key, selected);
 }
 
 // One token after the other, each by one thread.
@@ -134,9 +157,10 @@ void attention_of_many(const Layer& q, Spare& o) {
     for (int64_t t; (t = q.crew.take(q.counter)) < q.b.tokens;) {
         const int64_t count = q.visible(t);
         if (q.csa() && count > q.w.index_topk) {
+            const rough::Found found{o.index_score.data(), o.index_best.data()};
             index_query(q, t, o);
-            index_scores(q, t, 0, count, o, o.index_score.data());
-            select(o.index_score.data(), count, 0, q.w.index_topk, o.keys, o.ties, o.selected.data());
+            score_entries(q, t, {0, 1, nullptr}, o, found);
+            choose(q, t, o, found, o.selected.data());
         }
         turn_query(q, t, o);
         for (int64_t part = 0; part < 2; part++) attend_part(q, t, part, o.selected.data(), o, o.parts.data());
@@ -148,15 +172,18 @@ void attention_of_many(const Layer& q, Spare& o) {
 void attention_of_few(const Layer& q, int64_t most, Spare& o) {
     const int64_t T = q.b.tokens, topk = q.w.index_topk, size = (q.w.heads + 7) / 8 * 2 * 8 * (q.w.channels + 2);
     if (q.csa() && most > topk) {
+        const int64_t units = rough::units(most);
+        const auto found = [&](int64_t t) {
+            return rough::Found{q.s.score + t * units * rough::UNIT, q.s.best + t * units * rough::MAXIMA};
+        };
         for (int64_t t = 0; t < T; t++)
-            if (const int64_t count = q.visible(t); count > topk) {
+            if (q.visible(t) > topk) {
                 index_query(q, t, o);
-                index_scores(q, t, q.crew.from(count), q.crew.to(count), o, q.s.score + t * most);
+                score_entries(q, t, q.crew, o, found(t));
             }
         q.crew.sync();
         for (int64_t t = q.crew.me; t < T; t += q.crew.count)
-            if (q.visible(t) > topk)
-                select(q.s.score + t * most, q.visible(t), 0, topk, o.keys, o.ties, q.s.selected + t * topk);
+            if (q.visible(t) > topk) choose(q, t, o, found(t), q.s.selected + t * topk);
         q.crew.sync();
     }
     for (int64_t i; (i = q.crew.take(q.counter)) < 2 * T;) {

@@ -1,6 +1,7 @@
 // One layer of a pass: its weights, its state, and the memory that its steps hand to each other.
 #pragma once
 #include "batch_product.h"
+#include "index_rough.h"
 #include "norm.h"
 
 extern "C" {
@@ -32,7 +33,7 @@ INLINE void rope(int64_t count, int64_t channels, int half, float sign, const fl
 // Shared by the threads; every step writes its own tokens' rows.
 struct Memory {
     float *streams, *x, *normed, *mix, *post, *comb, *latent, *query, *kv, *value, *gate, *index_value, *index_gate, *proj,
-        *index_query, *turned, *mixed, *y, *logits, *weight, *hidden, *rows, *parts, *score;
+        *index_query, *turned, *mixed, *y, *logits, *weight, *hidden, *rows, *parts, *score, *best;
     int64_t *ids, *pairs, *offset;
     int32_t* selected;
 
@@ -48,7 +49,9 @@ struct Memory {
         turned = a.take(T * w.heads * w.channels), mixed = a.take(T * w.groups * w.group_out);
         y = a.take(T * w.d), logits = a.take(T * w.experts), weight = a.take(T * w.topk);
         hidden = a.take(pairs_ * w.width), rows = a.take(pairs_ * w.d);
-        parts = a.take(few ? T * panels * 2 * 8 * (w.channels + 2) : 0), score = a.take(few ? T * most : 0);
+        parts = a.take(few ? T * panels * 2 * 8 * (w.channels + 2) : 0);
+        score = a.take(few ? T * rough::units(most) * rough::UNIT : 0);
+        best = a.take(few ? T * rough::units(most) * rough::MAXIMA : 0);
         ids = reinterpret_cast<int64_t*>(a.take(2 * T * w.topk));
         pairs = reinterpret_cast<int64_t*>(a.take(2 * pairs_));
         offset = reinterpret_cast<int64_t*>(a.take(2 * (w.experts + 2)));
@@ -87,9 +90,13 @@ struct Layer {
         if (ahead >= 0) return fresh + (order.first[sequence] + ahead) * width_;
         return slot(sequence, offset) + position % size * width_;
     }
+    // Of an entry among those of all blocks.
+    int64_t entry_row(int64_t sequence, int64_t e) const {
+        const int64_t per_block = 128 / w.ratio;
+        return b.tables[sequence * b.table_step + e / per_block] * per_block + e % per_block;
+    }
     float* entry(int64_t sequence, int64_t e, int64_t offset, int64_t channels) const {
-        const int64_t per_block = 128 / w.ratio, block = b.tables[sequence * b.table_step + e / per_block];
-        return state.blocks + offset + (block * per_block + e % per_block) * channels;
+        return state.blocks + offset + entry_row(sequence, e) * channels;
     }
     // Rows of this pass that a ring must keep, after all have read it.
     void keep(int64_t sequence, int64_t offset, int64_t size, int64_t width_, const float* fresh) const {

@@ -3,8 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "index_rough.h"
 #include "route.h"
-
 
 constexpr int64_t COMPRESSED = 0, GROUPED = 1, LATENT = 2;  // kinds of attention: V4's, GQA, MLA
 
@@ -34,6 +34,8 @@ struct BlockWeights {
 struct LayerBuffers {
     float *window, *value, *gate, *entry, *index_value, *index_gate, *index_entry;
     float* values;  // of GROUPED, whose keys are the entries
+    uint8_t* rough;  // copies of the indexer's keys for index_rough.h, of the first *roughened rows; or null
+    int64_t* roughened;
 };
 
 // Where a pass's rows go in a buffer: rows[i], or first + i where rows is null.
@@ -66,8 +68,8 @@ struct Arena {
 
 // What one thread writes and all read after a barrier.
 struct Shared {
-    float *mix, *latent, *kv, *proj, *query, *absorbed, *index_query, *index_key, *index_score, *parts, *mixed, *y, *logits,
-        *hidden;
+    float *mix, *latent, *kv, *proj, *query, *absorbed, *index_query, *index_key, *index_score, *index_best, *parts, *mixed, *y,
+        *logits, *hidden;
     int32_t* selected;
 
     Shared(Arena& a, const BlockWeights& w, const BlockPlan& p, int64_t threads) {
@@ -80,7 +82,8 @@ struct Shared {
         absorbed = a.take(w.kind == LATENT ? T * w.heads * w.channels : 0);
         index_query = a.take(T * w.index_heads * w.index_channels);
         index_key = a.take(w.kind == LATENT ? T * w.index_channels : 0);
-        index_score = a.take(w.index_heads ? T * p.most : 0);
+        index_score = a.take(w.index_heads ? T * rough::units(p.most) * rough::UNIT : 0);
+        index_best = a.take(w.index_heads ? T * rough::units(p.most) * rough::MAXIMA : 0);
         selected = reinterpret_cast<int32_t*>(a.take(T * w.index_topk));
         parts = a.take(threads * T * w.panels() * 8 * (w.channels + 2));
         mixed = a.take(T * (w.kind == LATENT ? w.heads * w.value : w.groups * w.group_out));
@@ -92,8 +95,8 @@ struct Shared {
 
 // What every thread keeps for itself; short steps are done by all of them alike, which is cheaper than to share.
 struct Own {
-    float *x, *normed, *post, *comb, *streams, *latent, *query, *index_query, *index_weight, *panel, *score, *gathered, *out,
-        *turned, *weight, *pooled;
+    float *x, *normed, *post, *comb, *streams, *latent, *query, *index_query, *index_weight, *index_panel, *panel, *score,
+        *gathered, *out, *turned, *weight, *pooled;
     int64_t *ids, *given;
 
     Own(Arena& a, const BlockWeights& w, const BlockPlan& p, int64_t longest) {
@@ -101,6 +104,7 @@ struct Own {
         x = a.take(T * w.d), normed = a.take(T * w.d), post = a.take(T * n), comb = a.take(T * n * n);
         streams = a.take(T * n * w.d), latent = a.take(T * w.latent), query = a.take(head);
         index_query = a.take(T * w.index_heads * w.index_channels), index_weight = a.take(T * w.index_heads);
+        index_panel = a.take(T * index_lanes(w.index_heads) * w.index_channels);
         panel = a.take(w.channels * 8), score = a.take(longest * 8), gathered = a.take(w.index_topk * w.channels);
         out = a.take(head), turned = a.take(head), weight = a.take(T * w.topk);
         pooled = a.take(p.entries * w.channels);

@@ -19,8 +19,6 @@ void anychip_rope(int64_t, int64_t, int, int, int, float, const float*, const fl
 void anychip_compress(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const int32_t*,
                       const int32_t*, float*, float*);
 void anychip_route(int64_t, int64_t, int64_t, const RouteRule*, const float*, const float*, const int64_t*, int64_t*, float*);
-void anychip_index_scores(int64_t, int64_t, const float*, const float*, const float*, int64_t, int64_t, float*);
-void anychip_index_select(const float*, int64_t, int64_t, int64_t, int32_t*);
 }
 
 namespace {

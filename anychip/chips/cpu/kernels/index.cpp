@@ -1,6 +1,6 @@
 // The lightning indexer: scores of blocks of tokens against all their visible entries, then an exact top-k.
 // A token's heads lie in the lanes; the weighted sum over heads is taken before anything is stored.
-#include "index.h"
+#include "index_rough.h"
 
 namespace {
 
@@ -58,18 +58,5 @@ extern "C" void anychip_index_topk(int64_t tokens, int64_t heads, int64_t channe
     tokens <= 4 ? few_tokens(x, tokens, start, count, topk, out) : many_tokens(x, tokens, start, count, most, topk, out);
 }
 
-// Scores of one token (query [H, I], weight [H]) against `count` keys from row `first`.
-extern "C" void anychip_index_scores(int64_t heads, int64_t channels, const float* query, const float* weight,
-                                     const float* key, int64_t first, int64_t count, float* score) {
-    const Indexer x{heads, channels, query, weight, key};
-    std::vector<float> panel((heads + LANES - 1) / LANES * channels * LANES);
-    for (int64_t head = 0; head < heads; head += LANES)
-        to_panel(query + head * channels, std::min(LANES, heads - head), channels, &panel[head * channels]);
-    score_token(x, 0, panel.data(), first, count, score);
-}
-
-// The rows of the topk best of `count` scores of the rows from `first`, ascending; -1 where there are fewer.
-extern "C" void anychip_index_select(const float* score, int64_t count, int64_t first, int64_t topk, int32_t* out) {
-    std::vector<uint32_t> keys, ties;
-    select(score, count, first, topk, keys, ties, out);
-}
+// Bytes of the copies of sixteen keys that index_rough.h scans; 0 where this processor gains nothing by them.
+extern "C" int anychip_index_group_bytes(int64_t channels) { return rough::usable(channels) ? rough::group_bytes(channels) : 0; }

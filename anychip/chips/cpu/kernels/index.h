@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int64_t INDEX_LANES = 16;
+INLINE int64_t index_lanes(int64_t heads) { return (heads + INDEX_LANES - 1) / INDEX_LANES * INDEX_LANES; }  // whole vectors
 
 // panel[c][lane] = query head `lane` of one token, heads from `head` on; missing lanes are zero.
 void to_panel(const float* query, int64_t heads, int64_t channels, float* panel) {
