@@ -47,7 +47,7 @@ def test_ranks_started_by_the_command_end_with_the_losses_of_one(common, alone, 
 
 def test_under_torchrun_a_rank_that_hangs_is_named_and_ended_and_the_run_goes_on(common, alone, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
-    chosen = ["--out", tmp_path / "run", "--shard", "2", "--hang-seconds", "8", "--inject", "freeze:rank0@step3"]
+    chosen = ["--out", tmp_path / "run", "--shard", "2", "--hang-seconds", "4", "--inject", "freeze:rank0@step3"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     result = subprocess.run([*torchrun, "-m", "anychip", *map(str, (*common, *chosen))], capture_output=True, text=True,
                             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})

@@ -13,7 +13,7 @@ from anychip.train.inject import parse_injections
 from anychip.train.job import Job
 from anychip.train.supervisor import Supervision, supervise
 
-SHAPE = {"batch": 4, "micro_batches": 4, "steps": 8, "optimizer": "adamw"}
+SHAPE = {"batch": 2, "micro_batches": 2, "steps": 6, "optimizer": "adamw"}
 
 
 def job(out, inject, **settings):
@@ -23,8 +23,8 @@ def job(out, inject, **settings):
 
 def test_ranks_that_are_killed_and_hang_end_as_one_process_that_meets_no_fault(tmp_path):
     train(run(**SHAPE), open_chip("cpu:reference"), tmp_path / "one", care=Care(save_every=2))
-    # a slow step of a busy machine is no hang: hence 8 s
-    supervise(job(tmp_path / "two", "kill:rank1@step3,hang:rank0@step5"), Supervision(2, hang_s=8.0))
+    # a slow step of a busy machine is no hang: hence 4 s
+    supervise(job(tmp_path / "two", "kill:rank1@step3,hang:rank0@step5"), Supervision(2, hang_s=4.0))
     faults = [(e["kind"], e["ranks"]) for e in Events(tmp_path / "two").all() if e["event"] == "fault"]
     assert faults == [("killed", [1]), ("hang", [0])]
     assert [x["loss"] for x in read_losses(tmp_path / "two")] == pytest.approx(
