@@ -1,16 +1,13 @@
 """Runs in a folder: the curve after an interruption is the unbroken one, and a kill leaves the last good save."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from shutil import copytree, rmtree
 
 import pytest
 import torch
+from dying_runs import forked, train_killed, train_on_a_full_disk
 from safetensors.torch import load_file
 from train_cases import run
 from typer.testing import CliRunner
@@ -166,56 +163,19 @@ def test_what_a_kill_left_half_written_is_removed(unbroken, tmp_path):
     assert curve(tmp_path) == curve(unbroken[0]) and not list(tmp_path.glob("*.partial"))
 
 
-KILLED = """
-import os, signal, sys
-from anychip.train import shards
-from train_cases import run
-from anychip.chips import open_chip
-from anychip.train import train
-moment, calls = sys.argv[2], 0
-real = getattr(shards, moment)
-def deadly(*args, **named):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **named)
-setattr(shards, moment, deadly)
-train(run(), open_chip("cpu:reference"), sys.argv[1], save_every=2)
-"""
-
-
 @pytest.mark.parametrize(("moment", "call"), [("_bytes_of", 350), ("write_synced", 4), ("sync", 3)])
 def test_kill_9_during_the_second_save_leaves_the_first_and_resumes_exactly(unbroken, tmp_path, moment, call):
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment, str(call)],
-                            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert forked(train_killed, tmp_path, moment, call).exitcode == -signal.SIGKILL
     assert saved_steps(tmp_path) == [2]
     train(run(), CHIP, tmp_path, save_every=2)
     assert curve(tmp_path) == curve(unbroken[0])
 
 
-FULL = """
-import resource, sys
-from train_cases import run
-from anychip.chips import open_chip
-from anychip.errors import InputError
-from anychip.train import train
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))  # as a full disk: writes fail
-try:
-    train(run(), open_chip("cpu:reference"), sys.argv[1], save_every=4)
-except InputError as error:
-    sys.exit(str(error))
-"""
-
-
 def test_a_disk_that_stays_full_stops_the_run_with_one_error_and_leaves_no_half_save(tmp_path):
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    failed = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), "200000"],
-                            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    assert failed.returncode == 1 and "cannot write" in failed.stderr and "Traceback" not in failed.stderr
-    assert not list(tmp_path.glob("step-*"))
+    said = tmp_path / "said"
+    assert forked(train_on_a_full_disk, tmp_path / "run", 200_000, said).exitcode == 1
+    assert "cannot write" in said.read_text() and "Traceback" not in said.read_text()
+    assert not list((tmp_path / "run").glob("step-*"))
 
 
 def test_run_json_names_everything_that_the_losses_depend_on(unbroken):
