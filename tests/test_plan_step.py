@@ -6,18 +6,24 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from anychip.errors import ConfigError, NotSupported
 from anychip.plan.cluster import parse_cluster
 from anychip.plan.constants import constants
+from anychip.plan.cut import Share, cut, uneven
+from anychip.plan.fit import Serving
 from anychip.plan.imbalance import load_distribution
 from anychip.plan.models import find_model
 from anychip.plan.parallel import Parallel
 from anychip.plan.schedule import Task, orders
 from anychip.plan.search import search_layouts, why_not
+from anychip.plan.serve import Traffic, plan_decode
 from anychip.plan.simulate import pipeline_needs, simulate, write_chrome_trace
+from anychip.plan.sources import serve_ops, train_ops, with_kernels
 from anychip.plan.train import TrainJob, plan_train
+from anychip.plan.work import Batch
 
 
 def makespan(schedule: str, ranks: int, micros: int, chunks: int = 1) -> float:
@@ -114,6 +120,29 @@ def test_uneven_experts_and_stragglers_cost_time() -> None:
     even_s, uneven_s = (plan_train(model, cluster, p, TrainJob(256, 4096, "fp8", balanced)).step_s
                         for balanced in (True, False))
     assert even_s < uneven_s
+
+
+def test_an_uneven_load_reads_no_weight_twice_and_copies_of_popular_experts_even_it_out() -> None:
+    part = find_model("v4-flash").work(Batch(4, 1, 4096)).parts["CSA"]
+    cuts = cut(part, Share(1, 1, 32))
+    twice, routed = uneven(cuts, 2.0), np.array(cuts.ops) == "experts"
+    assert np.array_equal(twice.weights, cuts.weights)
+    assert np.array_equal(twice.flops, np.where(routed, 2, 1) * cuts.flops)
+    without, with_copies = (load_distribution(256, 64, 10**5, 8.0, copies).mean for copies in (0, 64))
+    assert 1 < with_copies < without
+
+
+def test_op_times_of_kernels_are_named_and_only_where_kernels_were_timed() -> None:
+    model, cluster, p = find_model("v4-flash"), parse_cluster("64xascend910c"), Parallel(64, expert=64)
+    ours = plan_train(model, cluster, p, TrainJob(64, 4096, op_times="kernels"), trace=False)
+    sources = {op: each.source for op, each in train_ops(ours, model).items()}
+    assert set(sources.values()) == {"kernels"} and {"attention", "experts", "linear", "hc_pre"} <= set(sources)
+    vendors = plan_train(model, cluster, p, TrainJob(64, 4096), trace=False)
+    assert with_kernels(vendors, model).step_s == ours.step_s != vendors.step_s
+    w8a8 = serve_ops(plan_decode(model, cluster, Serving("w8a8", "bf16", op_times="kernels"), Traffic(64, 4096)))
+    assert w8a8["experts"].source == "published" and w8a8["attention"].source == "kernels"  # none in int8
+    with pytest.raises(NotSupported, match="no kernels were timed for h100; they were for ascend910b1"):
+        plan_train(model, parse_cluster("64xh100"), p, TrainJob(64, 4096, op_times="kernels"))
 
 
 def test_every_constant_is_within_its_range_and_explained() -> None:

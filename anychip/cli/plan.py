@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MODEL = typer.Argument(help="v4-flash, v4-pro, another preset, a config.json, or a published model (deepseek-v3, ...).")
 CHIPS = typer.Option(help="COUNTxCHIP, e.g. 64xascend910c (a 910C card is two), or a cluster's .toml file.")
 JSON = typer.Option("--json", help="Print JSON instead of tables.")
+OP_TIMES = typer.Option(help="published (constants fitted on published runs), or kernels (Ascend, bf16: this project's "
+                             "own, timed on the virtual chip).")
 
 
 def build() -> typer.Typer:
@@ -83,6 +85,7 @@ def train(
     why_not: Annotated[str | None, typer.Option(help="Explain why not these degrees, e.g. 'EP16'.")] = None,
     vs: Annotated[str | None, typer.Option(help="A second cluster to compare with, e.g. 64xh100.")] = None,
     tokens: Annotated[float, typer.Option(help="Tokens of the whole run, for time and money.")] = 1e12,
+    op_times: Annotated[str, OP_TIMES] = "published",
     trace: Annotated[Path | None, typer.Option(help="Write the step's Chrome trace here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with the plans here.")] = None,
     as_json: Annotated[bool, JSON] = False,
@@ -100,7 +103,8 @@ def train(
     planned = []
     for text in (chips, *((vs,) if vs else ())):
         cluster = parse_cluster(text)
-        job = TrainJob(global_batch(batch, length), length, precision or _usual_precision(cluster), balanced)
+        job = TrainJob(global_batch(batch, length), length, precision or _usual_precision(cluster), balanced,
+                       op_times=op_times)
         planned.append(_plan(found_model, cluster, job, (layout, fix, optimizer)))
     documents = [_report_train(plan, found, optimizer, (why_not, found_model), as_json) for plan, found in planned]
     plans = [plan for plan, _ in planned]
@@ -138,17 +142,21 @@ def _report_train(plan: TrainPlan, found: Found | None, optimizer: str, asked: t
                   as_json: bool) -> dict[str, object]:
     from rich.console import Console
 
-    from ..plan.as_json import train_json
+    from ..plan.as_json import number, ops_json, train_json
     from ..plan.layout_text import parse_layout
     from ..plan.memory import train_memory
     from ..plan.search import why_not as explain
     from ..plan.show import show_train
+    from ..plan.sources import train_ops, with_kernels
 
     change, model = asked
     memory = train_memory(model, plan.cluster, plan.parallel, plan.job, optimizer)
-    document = train_json(plan, memory, found)
+    document = train_json(plan, memory, found) | {"op_times": ops_json(train_ops(plan, model))}
+    ours = with_kernels(plan, model)
+    if ours is not None:
+        document["step_with_kernels"] = number(ours.step_s, "s")
     if not as_json:
-        show_train(plan, memory, found, Console())
+        show_train(plan, memory, found, Console(), ours)
     if change and found is not None:
         document["why_not"] = explain(found, model, **parse_layout(change))
         if not as_json:
@@ -178,6 +186,7 @@ def serve(
     accepted: Annotated[float, typer.Option(help="Drafted tokens accepted a step, on average.")] = 0.7,
     token_ms: Annotated[float, typer.Option(help="The longest time between a user's tokens.")] = 50.0,
     sequences: Annotated[int | None, typer.Option(help="Plan one decode step of so many instead of two pools.")] = None,
+    op_times: Annotated[str, OP_TIMES] = "published",
     vs: Annotated[str | None, typer.Option(help="A second cluster to compare with.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with the plans here.")] = None,
     as_json: Annotated[bool, JSON] = False,
@@ -198,7 +207,7 @@ def serve(
     from ..plan.show import show_pools, show_serve
     from .plan_more import write_sections
 
-    found_model, serving = find_model(model), Serving(weights, cache, tensor)
+    found_model, serving = find_model(model), Serving(weights, cache, tensor, op_times=op_times)
     documents, sections = [], []
     for text in (chips, *((vs,) if vs else ())):
         cluster = parse_cluster(text)

@@ -7,10 +7,12 @@ from typing import Any
 from ..record import Kind
 from .constants import constants
 from .fit import Fit
+from .kernels import SOURCES
 from .memory import TrainMemory
 from .pools import Pools
 from .search import Found
 from .serve import ServePlan
+from .sources import OpTime, serve_ops
 from .train import TrainPlan
 from .validate import GROUPS, TARGETS, Validation
 
@@ -58,7 +60,14 @@ def serve_json(plan: ServePlan) -> dict[str, Any]:
             "tokens_per_s": number(plan.tokens_per_s, "tokens/s"),
             "tokens_per_s_device": number(plan.tokens_per_s_device, "tokens/s"),
             "between_tokens": number(plan.token_s, "s"), "largest_part": plan.bound,
-            "parts": {name: number(value, "s") for name, value in plan.parts_s.items()}}
+            "parts": {name: number(value, "s") for name, value in plan.parts_s.items()},
+            "op_times": ops_json(serve_ops(plan))}
+
+
+def ops_json(ops: dict[str, OpTime]) -> dict[str, Any]:
+    """Return the forward seconds of every op, and the source of its time."""
+    return {"sources": SOURCES, "ops": {name: {"forward": number(op.seconds, "s"), "source": op.source}
+                                        for name, op in ops.items()}}
 
 
 def pools_json(pools: Pools) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ..chips.kernel_calls import TOKEN_ARGUMENTS
 from ..ops.linear import nbytes
 from ..ops.seam import COSTS
 from ..record import Cost
@@ -28,6 +29,7 @@ _CLASS_OF = {"linear": "product", "grouped_linear": "product", "mlp": "product",
              "index_topk": "index", "index_scores": "index",
              "cross_entropy": "product", "route": "product", "hc_pre": "product", "hc_head": "product"}
 SCAN_CHUNK = 256
+ROWS = " (rows)"  # after a call's name: the passes over its rows that its cost leaves out
 # What a product computes in: the run's precision, or a wider format that the publishers keep.
 _WIDE = frozenset({"cross_entropy", "route", "hc_pre", "hc_head"})
 
@@ -44,10 +46,12 @@ class Share(NamedTuple):
 class Cuts:
     """One rank's calls. `kind` indexes CLASSES; bytes are of bf16 activations; weights and cache are in elements.
 
-    `low` marks products in the run's precision (the others stay in bf16); `rows` are the rows of a product.
+    `low` marks products in the run's precision (the others stay in bf16).
     """
 
     names: tuple[str, ...]
+    ops: tuple[str, ...]
+    rows: Array  # tokens (or windows) that a call works on
     kind: npt.NDArray[np.int64]
     low: npt.NDArray[np.bool_]
     flops: Array
@@ -62,8 +66,19 @@ class Cuts:
         return float(getattr(self, field).sum())
 
 
+def uneven(cuts: Cuts, load: float) -> Cuts:
+    """Return the calls of the fullest expert rank, whose experts get `load` times the mean's rows: more arithmetic and
+    activations, but each weight is still read once."""
+    names = np.array(cuts.names)
+    routed = names[cuts.kind == CLASSES.index("experts")]
+    more = np.where(np.isin(names, [*routed, *(f"{name}{ROWS}" for name in routed)]), load, 1.0)
+    return replace(cuts, flops=cuts.flops * more, moved=cuts.moved * more, inputs=cuts.inputs * more)
+
+
 class _Row(NamedTuple):
     name: str
+    op: str
+    rows: float
     kind: int
     low: bool
     flops: float
@@ -79,9 +94,9 @@ def cut(part: Part, share: Share) -> Cuts:
     """Return one rank's calls of a part, experts evenly loaded."""
     rows = [row for call in part.calls for row in _rows(call, share)]
     columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * len(_Row._fields)
-    names, kind, low, *numbers = columns
-    return Cuts(tuple(names), np.array(kind, dtype=np.int64), np.array(low, dtype=np.bool_),
-                *(np.array(column, dtype=np.float64) for column in numbers))
+    names, ops, count, kind, low, *numbers = columns
+    return Cuts(tuple(names), tuple(ops), np.array(count, dtype=np.float64), np.array(kind, dtype=np.int64),
+                np.array(low, dtype=np.bool_), *(np.array(column, dtype=np.float64) for column in numbers))
 
 
 def call_cost(call: Call) -> Cost:
@@ -111,10 +126,11 @@ def _rows(call: Call, share: Share) -> Iterator[_Row]:
     low = call.op in ("linear", "grouped_linear", "mlp", "experts") and call.split is not Split.VOCAB
     inputs = _inputs(narrowed) / tokens if low else 0.0
     narrow = max(128 / call.arguments[0].shape[-1], 1.0) if kind == CLASSES.index("attention") else 1.0
-    yield _Row(call.name, kind, low, cost.flops / tokens, moved, weights, cache, inputs, narrow)
+    count = call.arguments[TOKEN_ARGUMENTS.get(call.op, (0,))[0]].shape[0] / tokens
+    yield _Row(call.name, call.op, count, kind, low, cost.flops / tokens, moved, weights, cache, inputs, narrow)
     extra = _hidden_bytes(narrowed) / tokens
     if extra:
-        yield _Row(f"{call.name} (rows)", CLASSES.index("vector"), False, 0.0, extra, 0.0, 0.0, 0.0, 1.0)
+        yield _Row(f"{call.name}{ROWS}", call.op, count, CLASSES.index("vector"), low, 0.0, extra, 0.0, 0.0, 0.0, 1.0)
 
 
 def _narrowed(call: Call, share: Share) -> Call:

@@ -8,6 +8,7 @@ from ..errors import ConfigError
 from .cluster import Cluster
 from .cut import Share, cut
 from .formats import FORMATS, WeightFormat, find_format, native, weight_bytes
+from .kernels import PUBLISHED
 from .memory import CONTEXT_BYTES, RESERVE
 from .models import Model
 from .parallel import divisors
@@ -21,13 +22,14 @@ CONTEXTS = (4096, 8192, 32768, 131072, 393216, 1048576)
 class Serving:
     """How a model is served: format of weights and cache, tensor parallelism of attention, experts over all devices.
 
-    `chunk` is the most new tokens of one pass.
+    `chunk` is the most new tokens of one pass, `op_times` where the seconds of ops come from (`kernels.SOURCES`).
     """
 
     weights: str = "fp4"
     cache: str = "fp8"
     tensor: int = 1
     chunk: int = 4096
+    op_times: str = PUBLISHED
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .constants import Constants
+from .cut import Array
 from .parallel import Parallel
 from .work import Work
 
@@ -27,18 +28,34 @@ class Load(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def load_distribution(experts: int, ranks: int, rows: int, popularity: float) -> Load:
-    """Return the distribution of the fullest of `ranks` ranks, which hold `experts` and get `rows` in all."""
-    if ranks == 1 or experts < ranks:
+def load_distribution(experts: int, ranks: int, rows: int, popularity: float, copies: int = 0) -> Load:
+    """Return the distribution of the fullest of `ranks` ranks, which hold `experts` and get `rows` in all.
+
+    `copies` of the most popular experts are held besides, each by another rank, and share their rows (EPLB,
+    github.com/deepseek-ai/EPLB).
+    """
+    if ranks == 1 or experts + copies < ranks:
         return Load(1.0, 1.0, 1.0)
     generator = np.random.default_rng(_SEED)
-    share = generator.gamma(popularity, 1 / popularity, (_DRAWS, experts))
-    ends = np.linspace(0, experts, ranks + 1)[:-1].astype(int)
+    share = _with_copies(generator.gamma(popularity, 1 / popularity, (_DRAWS, experts)), copies)
+    ends = np.linspace(0, share.shape[1], ranks + 1)[:-1].astype(int)
     per_rank = np.add.reduceat(share, ends, axis=1)
     per_rank /= per_rank.sum(1, keepdims=True)
     drawn = generator.poisson(per_rank * rows)
     fullest = drawn.max(1) / np.maximum(drawn.mean(1), 1)
     return Load(float(fullest.mean()), float(np.median(fullest)), float(np.quantile(fullest, 0.95)))
+
+
+def _with_copies(share: Array, copies: int) -> Array:
+    """Each draw's shares, and those of copies: each copy is of the expert with the most rows a holder."""
+    draws = len(share)
+    rows, held = np.arange(draws), np.ones_like(share)
+    of = np.empty((draws, copies), dtype=np.int64)
+    for k in range(copies):
+        of[:, k] = (share / held).argmax(1)
+        held[rows, of[:, k]] += 1
+    each = share / held
+    return np.concatenate([each, np.take_along_axis(each, of, 1)], axis=1)
 
 
 def expert_load(work: Work, p: Parallel, c: Constants) -> float:

@@ -29,7 +29,7 @@ from .traced import traced_work
 from .work import Batch, Call, Part, Work
 
 REPEATS = 3
-SHORTEST_S = 2e-3  # a shorter call is repeated until it has taken so long
+SHORTEST_S = 6e-3  # a shorter call is repeated until it has taken so long
 ANGLES = {"rope": (1, 2), "norm_rope": (3, 4)}  # arguments that no gradient is asked for
 AGAIN = ("embed", "head")  # parts that recomputation leaves alone
 
@@ -94,11 +94,11 @@ def _call_s(call: Call, ops: Ops) -> tuple[float, float]:
     result = run(*made.arguments, **made.named)
     outputs = [t for t in flat_tensors(result) if t.requires_grad]
     inputs = [t for t in flat_tensors((made.arguments, made.named)) if t.requires_grad]
-    forward_s = _least_s(lambda: run(*made.arguments, **made.named))
+    forward_s = _mean_s(lambda: run(*made.arguments, **made.named))
     if not outputs:
         return forward_s * made.share, 0.0
     gradients = [torch.ones_like(t) for t in outputs]
-    backward_s = _least_s(lambda: torch.autograd.grad(outputs, inputs, gradients, retain_graph=True,
+    backward_s = _mean_s(lambda: torch.autograd.grad(outputs, inputs, gradients, retain_graph=True,
                                                        allow_unused=True))
     return forward_s * made.share, backward_s * made.share
 
@@ -120,7 +120,7 @@ def _indexer_loss_s(part: Part) -> float:
     def loss_and_gradients() -> None:
         torch.autograd.grad(indexer_loss(watched), learned)
 
-    return _least_s(loss_and_gradients)
+    return _mean_s(loss_and_gradients)
 
 
 def _random(tensor: Tensor) -> Tensor:
@@ -144,18 +144,15 @@ def _update_s(part: Part, config: ModelConfig, ops: Ops, optimizer: str) -> floa
         else:
             parameter.grad = torch.rand_like(parameter)
             others.append(parameter)
-    seconds = _least_s(lambda: ops.muon(matrices, MuonRule(0.95, 1e-3, 0.1))) if matrices else 0.0
-    return seconds + (_least_s(torch.optim.AdamW(others, foreach=True).step) if others else 0.0)
+    seconds = _mean_s(lambda: ops.muon(matrices, MuonRule(0.95, 1e-3, 0.1))) if matrices else 0.0
+    return seconds + (_mean_s(torch.optim.AdamW(others, foreach=True).step) if others else 0.0)
 
 
-def _least_s(call: Callable[[], object]) -> float:
-    """Least processor seconds of a call, after one that does not count: what else runs on the machine only adds."""
+def _mean_s(call: Callable[[], object]) -> float:
+    """Mean processor seconds of a call, after one that does not count: a busy machine slows calls and steps alike."""
     call()
-    found = []
-    for _ in range(REPEATS):
-        count, begin = 0, time.process_time()
-        while count == 0 or time.process_time() - begin < SHORTEST_S:
-            call()
-            count += 1
-        found.append((time.process_time() - begin) / count)
-    return min(found)
+    count, begin = 0, time.process_time()
+    while count < REPEATS or time.process_time() - begin < SHORTEST_S:
+        call()
+        count += 1
+    return (time.process_time() - begin) / count

@@ -44,7 +44,7 @@ def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute:
     """Return the memory of one training process with `batch` sequences a step, all tensors of it in fp32.
 
     One of `shard` x `expert` ranks (`parallel.Degrees`) has its part of the batch in one micro-batch, its slice of
-    every parameter, or its experts whole, which keep the rows that travelled to them.
+    every parameter, or its experts whole; the rows that travel are kept where they arrive and where they come back.
     """
     ranks = shard * expert
     work = traced_work(config, Batch(max(batch // max(micro_batches, ranks), 1), length, training=True), "own",
@@ -55,7 +55,8 @@ def own_train_memory(config: ModelConfig, batch: int, length: int, *, recompute:
     parameters = 4.0 * every * share
     states = 4.0 * state_elements(work, optimizer) * share
     gathered = 4.0 * _gathered(work, apart=expert > 1) if ranks > 1 else 0.0
-    travelled = 4.0 * work.batch.tokens * max(work.shape.topk, 1) * work.shape.hidden if expert > 1 else 0.0
+    rows = work.batch.tokens * max(work.shape.topk, 1)
+    travelled = 2 * 4.0 * rows * work.shape.hidden if expert > 1 else 0.0  # as they arrived, and as they came back
     blocks = {name: part.kept + (travelled if part.moe else 0.0) for name, part in work.parts.items()
               if name not in ("embed", "head")}
     stream = 4.0 * work.batch.tokens * work.shape.hidden * work.shape.streams

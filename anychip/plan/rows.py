@@ -29,6 +29,7 @@ _CHIPS = (("910b1", "ascend910b1", 1), ("910b2", "ascend910b2", 1), ("910b3", "a
           ("hopper", "h800", 1), ("h20", "h20", 1), ("a100", "a100", 1), ("a800", "a100", 1))
 # First words of `system` -> the training software whose constants apply.
 _STACKS = (("megatron-bridge 25", "bridge-2025"), ("megatron-bridge", ""), ("nemo automodel", "automodel"),
+           ("nemo", "megatron-lm"),
            ("torchtitan-npu", "torchtitan-npu"), ("torchtitan", "torchtitan"), ("cann-recipes-train", "torchtitan-npu"),
            ("mindspeed", "mindspeed"), ("mindformers", "mindspeed"), ("modellink", "modellink"), ("pangu", "in-house"),
            ("megatron-core moe paper", ""), ("megatron", "megatron-lm"), ("flagperf", "megatron-lm"),

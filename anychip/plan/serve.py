@@ -13,10 +13,11 @@ from ..errors import InputError, NotSupported
 from .cluster import Cluster
 from .collectives import Group, all_gather_s, all_to_all_s
 from .constants import Constants, constants
-from .cut import CLASSES, Share, cut
+from .cut import CLASSES, Share, cut, uneven
 from .fit import Serving, experts_over, fit_serving
 from .formats import FORMATS, find_format
 from .imbalance import load_distribution
+from .kernels import PUBLISHED, find_kernels
 from .layer_times import fast_network
 from .models import Model
 from .times import EXPERTS, Rates, forward_s, rates
@@ -143,7 +144,7 @@ def serve_rates(cluster: Cluster, serving: Serving, c: Constants) -> Rates:
     low = base.low.copy()
     low[EXPERTS] = of_experts.low[EXPERTS]
     return replace(base, low=low, weight_width=fmt.linear, expert_width=fmt.expert,
-                   cache_width=CACHE_WIDTHS[serving.cache])
+                   cache_width=CACHE_WIDTHS[serving.cache], kernels=find_kernels(facts, serving.op_times))
 
 
 def bound_seconds(work: Work, cluster: Cluster, serving: Serving) -> float:
@@ -153,6 +154,7 @@ def bound_seconds(work: Work, cluster: Cluster, serving: Serving) -> float:
         "memory", "passes_cuda", "passes_ascend")}
     nothing = {f"serve.{name}": 0.0 for name in (
         "power", "launch_cuda", "launch_ascend", "quantise_fp8", "quantise_fp4", "quantise_int8")}
+    serving = replace(serving, op_times=PUBLISHED)
     facts, r = cluster.facts, serve_rates(cluster, serving, constants().with_values({**ideal, **nothing}))
     best = facts.facts["efficiency.matmul"].si
     r = replace(r, low=r.low / best, wide=r.wide / best, bytes_per_s=facts.memory_bytes_per_s)
@@ -171,10 +173,12 @@ def _vendor(cluster: Cluster) -> str:
 
 
 def _load(work: Work, cluster: Cluster, c: Constants, balanced: bool, tokens: float) -> float:
-    ranks = experts_over(work, cluster.count)
-    if balanced or ranks == 1:
+    """The fullest expert rank over the mean. Every rank has room for as many experts: what is left holds copies."""
+    experts, ranks = work.shape.experts, cluster.count
+    if balanced or not experts:
         return 1.0
-    return load_distribution(work.shape.experts, ranks, int(tokens * work.shape.topk), c["serve.popularity"]).mean
+    copies = ranks * -(-experts // ranks) - experts
+    return load_distribution(experts, ranks, int(tokens * work.shape.topk), c["serve.popularity"], copies).mean
 
 
 def _pass_parts(work: Work, cluster: Cluster, serving: Serving, rated: tuple[Rates, Constants], load: float
@@ -186,10 +190,9 @@ def _pass_parts(work: Work, cluster: Cluster, serving: Serving, rated: tuple[Rat
     for name, times in work.count.items():
         part = work.parts[name]
         cuts = cut(part, Share(serving.tensor, 1, expert if part.moe else 1))
-        seconds = forward_s(cuts, r)
+        seconds = forward_s(uneven(cuts, load), r)
         by_class = {label: float(seconds[cuts.kind == kind].sum()) for kind, label in enumerate(CLASSES)}
-        by_class["experts"] *= load
-        exchange = _exchange_s(work, part, cluster, serving, rated[1]) * load
+        exchange = _exchange_s(work, part, cluster, (serving, load), rated[1], sum(by_class.values()))
         if name == "mtp":  # it drafts one token a sequence, not the batch's tokens
             parts["drafts"] = sum(by_class.values()) + exchange
             continue
@@ -199,17 +202,20 @@ def _pass_parts(work: Work, cluster: Cluster, serving: Serving, rated: tuple[Rat
     return parts
 
 
-def _exchange_s(work: Work, part: Part, cluster: Cluster, serving: Serving, c: Constants) -> float:
-    """Dispatch and combine of a layer's tokens, and the sums of tensor parallelism."""
-    seconds, tokens = 0.0, work.batch.tokens
+def _exchange_s(work: Work, part: Part, cluster: Cluster, asked: tuple[Serving, float], c: Constants, busy: float
+                ) -> float:
+    """Dispatch and combine of a layer's tokens beyond what its `busy` seconds hide, and the sums of tensor parallelism.
+    """
+    (serving, load), seconds, tokens = asked, 0.0, work.batch.tokens
     expert = experts_over(work, cluster.count)
     vendor = _vendor(cluster)
     if part.moe and expert > 1 and serving.tensor < cluster.count:  # within one group every rank has every token
         width = work.shape.expert_width or work.shape.hidden
         rows = tokens / serving.tensor * work.shape.topk
         sent = all_to_all_s(cluster, Group(expert), rows * width * (1.0 + 2.0), copies=work.shape.topk)
+        sent *= load / c["serve.link"]
         far = expert > fast_network(cluster)
-        seconds += sent / c["serve.link"] * c["serve.exposed_far" if far else "serve.exposed_near"]
+        seconds += max(sent * c["serve.exposed_far" if far else "serve.exposed_near"], sent - busy)
         seconds += 2 * c[f"serve.exchange_{vendor}"]
     if serving.tensor > 1 and part.name not in ("embed", "head"):
         once = all_gather_s(cluster, Group(serving.tensor), tokens * work.shape.hidden * 2.0) / c["serve.link"]

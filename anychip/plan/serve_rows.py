@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config.specs import GroupedAttention
 from ..errors import AnychipError, InputError
@@ -23,7 +23,6 @@ class ServeCase:
     """A row as the planner's question. `traffic` None: prefill of `length` tokens a prompt, `tokens` a device.
 
     `token_s` is a stated latency a token; with it and no stated batch the largest batch that meets it is planned.
-    `output_share` is decoded tokens over decoded and prefilled device-seconds, where a figure is averaged over both.
     """
 
     row: Row
@@ -42,7 +41,15 @@ class ServeCase:
 
     def predict(self, c: Constants) -> float:
         """Return the figure in the row's unit: tokens/s of one published chip."""
-        return self.plan(c).tokens_per_s_device * self.per_chip * self._decode_share(c)
+        if self.limited:
+            return self._at_latency(c) * self.per_chip
+        plan = self.plan(c)
+        return plan.tokens_per_s_device * self.per_chip * self._decode_share(plan, c)
+
+    @property
+    def limited(self) -> bool:
+        """Tell whether the batch is what a latency allows, not stated."""
+        return self.traffic is not None and not self.row["batch_tokens"]
 
     def plan(self, c: Constants) -> ServePlan:
         """Return the plan that the row asks for."""
@@ -50,18 +57,34 @@ class ServeCase:
             return plan_prefill(self.model, self.cluster, self.serving, self.length, self.tokens,
                                 balanced=_balanced(self.row), hit=self.hit,
                                 online=_online(self.row), c=c)
-        if self.traffic.sequences > 0 and self.row["batch_tokens"]:
+        if not self.limited:
             return plan_decode(self.model, self.cluster, self.serving, self.traffic, c=c)
         try:
-            return largest_batch(self.model, self.cluster, self.serving, self.traffic, self.token_s or 0.1, c=c)
+            return largest_batch(self.model, self.cluster, self.serving, self.traffic, self._token_s, c=c)
         except InputError as error:
             raise Unusable(f"no batch meets the stated latency: {error}") from error
 
-    def _decode_share(self, c: Constants) -> float:
-        """The share of all devices' time that decodes, where prefill devices are counted too."""
+    @property
+    def _token_s(self) -> float:
+        return self.token_s or 0.1
+
+    def _at_latency(self, c: Constants) -> float:
+        """Tokens/s of one device at the stated latency, between the largest whole batch that meets it and the next:
+        ranks' batches differ, and on average need not be whole."""
+        plan, traffic = self.plan(c), self.traffic
+        assert traffic is not None
+        groups = self.cluster.count // self.serving.tensor
+        more = plan_decode(self.model, self.cluster, self.serving,
+                           replace(traffic, sequences=(plan.work.batch.sequences + 1) * groups), c=c)
+        rate, next_rate = (p.tokens_per_s_device * self._decode_share(p, c) for p in (plan, more))
+        part = (self._token_s - plan.token_s) / max(more.token_s - plan.token_s, 1e-12)
+        return rate + min(part, 1.0) * (next_rate - rate)
+
+    def _decode_share(self, plan: ServePlan, c: Constants) -> float:
+        """The share of all devices' time that decodes, where devices that prefill are counted too."""
         if not self.answer:
             return 1.0
-        decode = self.answer / self.plan(c).tokens_per_s_device
+        decode = self.answer / plan.tokens_per_s_device
         prefill = plan_prefill(self.model, self.cluster, self.serving, self.prompt, 8192, c=c)
         return decode / (decode + self.prompt / prefill.tokens_per_s_device)
 
@@ -85,7 +108,7 @@ def serve_case(row: Row) -> ServeCase:
     prompt, answer = _request(row)
     context = prompt + answer // 2 if answer else length
     traffic = Traffic(_sequences(row, cluster), max(context, 1), drafts, accepted, _balanced(row), _online(row))
-    averaged = "averaged over all" in row.words or "colocated" in row.words
+    averaged = any(word in row.words for word in ("averaged over all", "colocated", "pd hybrid"))
     return ServeCase(row, model, cluster, serving, traffic, published, per_chip, _latency(row), length, 0,
                      prompt=prompt if averaged else 0, answer=answer if averaged else 0)
 

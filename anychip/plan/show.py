@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from .constants import constants
 from .fit import Fit
+from .kernels import SOURCES
 from .memory import TrainMemory
 from .pools import Pools
 from .search import Found
@@ -39,12 +40,16 @@ def show_fits(fits: Sequence[Fit], console: Console) -> None:
             console.print(f"{fit.serving.weights}: {note}", markup=False, highlight=False)
 
 
-def show_train(plan: TrainPlan, memory: TrainMemory, found: Found | None, console: Console) -> None:
-    """Print a training plan: speed, where the time goes, memory, and what the search left out."""
+def show_train(plan: TrainPlan, memory: TrainMemory, found: Found | None, console: Console,
+               ours: TrainPlan | None = None) -> None:
+    """Print a training plan: speed, where the time goes, memory, and what the search left out; `ours` is the same step
+    with this project's kernels."""
     console.print(f"[bold]{plan.model}[/bold] on {plan.cluster.describe()}: {plan.job.sequences} x {plan.job.length} "
                   f"tokens a step, {plan.job.precision}\nlayout {plan.parallel.describe()}", highlight=False)
     table = Table("simulated", Column("value", justify="right"))
     table.add_row("step", f"{plan.step_s:.4g} s")
+    if ours is not None:
+        table.add_row("step with this project's kernels (virtual Ascend)", f"{ours.step_s:.4g} s")
     table.add_row("tokens/s", f"{plan.tokens_per_s:,.0f}")
     table.add_row("tokens/s a device", f"{plan.tokens_per_s_device:,.1f}")
     table.add_row("model FLOP/s over bf16 peak", f"{100 * plan.mfu:.1f} %")
@@ -56,6 +61,7 @@ def show_train(plan: TrainPlan, memory: TrainMemory, found: Found | None, consol
     table.add_row("memory a device", f"{memory.total / 1e9:.1f} of {memory.available / 1e9:.1f} GB"
                   + ("" if memory.fits else "  DOES NOT FIT"))
     console.print(table)
+    console.print(f"op times: {SOURCES[plan.job.op_times]}", highlight=False)
     if found is not None:
         left = ", ".join(f"{count:,} {why}" for why, count in found.left_out.items())
         console.print(f"{found.examined:,} layouts examined: {left}", highlight=False)

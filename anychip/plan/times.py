@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ..chips.facts import ChipFacts
 from ..errors import NotSupported
 from .constants import Constants
 from .cut import CLASSES, Array, Cuts
+from .kernels import Kernels
 
 WIDTHS = {"fp32": 4.0, "tf32": 4.0, "hf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.53125,
           "int4": 0.53125}
@@ -42,6 +44,7 @@ class Rates:
     expert_width: float = 2.0
     cache_width: float = 2.0
     attention_back: float = 2.5
+    kernels: Kernels | None = None  # times of kernels instead, where there are any
 
 
 def rates(facts: ChipFacts, precision: str, c: Constants, *, group: str = "train", graphs: bool = False,
@@ -106,4 +109,15 @@ def _seconds(cuts: Cuts, r: Rates, times: float, *, backward: bool) -> Array:
     weights = cuts.weights * width * times + (cuts.weights * GRADIENT_BYTES if backward else 0.0)
     memory = (moved + weights + cuts.cache * r.cache_width * times) / r.bytes_per_s
     quantising = np.where(cuts.low, cuts.inputs * 4.0 * r.quantising * times / r.bytes_per_s, 0.0)
-    return r.launch_s * times + np.maximum(flops / rate, memory) + quantising
+    seconds = r.launch_s * times + np.maximum(flops / rate, memory) + quantising
+    if r.kernels is None:
+        return seconds
+    return np.where(by_kernels(cuts, r), r.kernels.seconds(cuts, backward=backward), seconds)
+
+
+def by_kernels(cuts: Cuts, r: Rates) -> Any:
+    """Tell for every call whether its time is a kernel's: where there is one, and it computes in bf16."""
+    if r.kernels is None:
+        return np.zeros(len(cuts.names), dtype=bool)
+    width = np.where(cuts.kind == EXPERTS, r.expert_width, r.weight_width)
+    return r.kernels.covers(cuts, np.where(cuts.low, width == 2.0, 1.0))

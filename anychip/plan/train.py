@@ -12,6 +12,7 @@ from .collectives import Group, all_gather_s, send_s
 from .constants import Constants, constants
 from .cut import Share, cut
 from .imbalance import expert_load
+from .kernels import PUBLISHED, find_kernels
 from .layer_times import LayerTime, layer_times
 from .models import Model
 from .parallel import Parallel, divisors
@@ -29,7 +30,8 @@ class TrainJob:
     `imbalance.expert_load`. `stack` names the training software whose fitted efficiency applies (empty: none);
     `graphs` that its calls start from recorded graphs, `overlapped` that dense layers' products are cut into pieces
     to overlap with tensor-parallel transfers. `passes` is how often a step fills and drains the pipeline (gradients
-    accumulated outside of it). `torch_attention`: attention runs in torch's own kernels, not the vendor's.
+    accumulated outside of it). `torch_attention`: attention runs in torch's own kernels, not the vendor's. `op_times`:
+    where the seconds of ops come from, one of `kernels.SOURCES`.
     """
 
     sequences: int
@@ -41,6 +43,7 @@ class TrainJob:
     overlapped: bool = True
     passes: int = 1
     torch_attention: bool = False
+    op_times: str = PUBLISHED
 
     @property
     def tokens(self) -> int:
@@ -102,10 +105,16 @@ def plan_train(model: Model, cluster: Cluster, parallel: Parallel, job: TrainJob
 
 def job_times(work: Work, cluster: Cluster, p: Parallel, job: TrainJob, c: Constants) -> dict[str, LayerTime]:
     """Return every part's times of a micro-batch: they depend on tensor, context, expert, micro_batch, recompute."""
+    return layer_times(work, cluster, p, (job_rates(cluster, job, c), c),
+                       overlapped=job.overlapped and not work.shape.experts)
+
+
+def job_rates(cluster: Cluster, job: TrainJob, c: Constants) -> Rates:
+    """Return the chip's rates in this job. Raises NotSupported for a precision, or kernels, that the chip lacks."""
     r = _stacked(rates(cluster.facts, job.precision, c, graphs=job.graphs,
                        attention_kernels="torch" if job.torch_attention else ""), c, job.stack)
-    r = replace(r, weight_width=WIDTHS[job.precision], expert_width=WIDTHS[job.precision])
-    return layer_times(work, cluster, p, (r, c), overlapped=job.overlapped and not work.shape.experts)
+    return replace(r, weight_width=WIDTHS[job.precision], expert_width=WIDTHS[job.precision],
+                   kernels=find_kernels(cluster.facts, job.op_times))
 
 
 def assemble(model: Model, work: Work, times: dict[str, LayerTime], asked: tuple[Cluster, Parallel, TrainJob],

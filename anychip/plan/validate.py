@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +119,19 @@ def fitted_names(c: Constants, group: str) -> list[str]:
 
 
 def _with_held_out(judged: Sequence[Judged], cases: dict[int, Any], c: Constants, folds: int) -> list[Judged]:
+    """The rows with held-out errors: those that the constants were fitted on by folds, all others by the constants."""
     found = list(judged)
     tasks: list[tuple[str, str, Callable[[Any, Constants], float]]] = [
         (GROUPS[0], "train", predict_train), (GROUPS[2], "serve", ServeCase.predict)]
     for group, kind, predict in tasks:
         places = [i for i, j in enumerate(judged) if j.group == group]
-        if len(places) < 2 * folds:
-            continue
-        observations = [Observation(judged[i].row["id"], cases[i], judged[i].published) for i in places]
-        errors = held_out_linear(observations, predict, c, fitted_names(c, kind), folds)
-        for i, error in zip(places, errors, strict=True):
-            found[i] = Judged(**{**vars(found[i]), "held_out": error})
+        fitted = [i for i in places if judged[i].row["id"] in c.rows[kind]]
+        errors = {i: judged[i].error for i in places if i not in fitted}
+        if len(fitted) >= 2 * folds:
+            observations = [Observation(judged[i].row["id"], cases[i], judged[i].published) for i in fitted]
+            errors |= zip(fitted, held_out_linear(observations, predict, c, fitted_names(c, kind), folds), strict=True)
+        for i, error in errors.items():
+            found[i] = replace(found[i], held_out=error)
     return found
 
 
