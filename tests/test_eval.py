@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from anychip.cli import build
 from anychip.errors import InputError
-from anychip.eval.answers import is_right, read_answer
+from anychip.eval.answers import judge, read_answer
 from anychip.eval.replies import Replies
 from anychip.eval.run import Incomplete, run_task
 from anychip.eval.score import compare, ratio, share
@@ -53,11 +53,12 @@ def test_a_letter_is_read_where_it_is_clear(reply, found):
 @pytest.mark.parametrize(("reply", "right"), [("1,234", True), ("12 + 1222 = 1234.", True), ("1234 or 5", False),
                                               ("-1234", False), ("none", False)])
 def test_the_last_number_counts(reply, right):
-    assert is_right(reply, Question("q", "What is 12 + 1222?", "1234")) is right
+    assert judge(Question("q", "What is 12 + 1222?", "1234"), reply)[1] is right
 
 
 def test_words_are_read_without_marks_and_case():
-    assert is_right("It is: 'Esroh'.", Question("q", "?", "esroh")) and not is_right("", Question("q", "?", "esroh"))
+    question = Question("q", "?", "esroh")
+    assert judge(question, "It is: 'Esroh'.") == ("esroh", True) and judge(question, "") == (None, False)
 
 
 def test_a_task_file_is_read_or_every_fault_named(tmp_path):

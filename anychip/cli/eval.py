@@ -16,8 +16,11 @@ REPLIES = "replies.sqlite"
 def evaluate(
     systems: Annotated[list[str], typer.Argument(help="Systems: MODEL@CHIP (nano@cpu), openai:MODEL[@URL], "
                                                  "anthropic:MODEL[@URL]. The first is the reference.")],
-    task: Annotated[str, typer.Option(help="Comma-separated: arithmetic, books, strings, or .jsonl files of "
-                                      "questions.")] = "arithmetic,books,strings",
+    task: Annotated[str, typer.Option(help="Comma-separated: arithmetic, books, strings, .jsonl files of questions, "
+                                      "or lm:NAME[:FILTER], a task of lm-evaluation-harness that has answers "
+                                      "generated.")] = "arithmetic,books,strings",
+    tasks_folder: Annotated[Path | None, typer.Option(help="Look for lm:NAME among your own task files "
+                                                      "in this folder.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that keeps the replies: a run that is cut off goes on from "
                                       "there.")] = Path("eval"),
@@ -44,7 +47,7 @@ def evaluate(
 
     if len(set(systems)) < len(systems):
         raise InputError(f"each system can be given once; given were {', '.join(systems)}")
-    tasks = [find_task(name.strip()).first(limit) for name in task.split(",")]
+    tasks = [find_task(name.strip(), tasks_folder).first(limit) for name in task.split(",")]
     prices = _prices(price or [], systems)
     replies = Replies(out / REPLIES)
     runs: list[TaskRun] = []

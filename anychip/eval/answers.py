@@ -24,10 +24,10 @@ def read_answer(reply: str, question: Question) -> str | None:
     return words[-1].lower() if words else None
 
 
-def is_right(reply: str, question: Question) -> bool:
-    """Tell whether a reply gives the right answer."""
+def judge(question: Question, reply: str) -> tuple[str | None, bool]:
+    """Return the answer in a reply, and whether it is the right one."""
     found = read_answer(reply, question)
-    return found is not None and found == (question.answer if question.choices else question.answer.lower())
+    return found, found is not None and found == (question.answer if question.choices else question.answer.lower())
 
 
 def _letter(text: str, count: int) -> str | None:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from ..errors import AnychipError
-from .answers import is_right, read_answer
+from .answers import judge
 from .replies import Replies, Reply, key_of
 from .systems import Rejected, System, Unanswered
 from .tasks import Question, Task
@@ -68,9 +68,9 @@ def run_task(system: System, task: Task, replies: Replies,
     if failed:
         raise Incomplete(f"{system.name} answered {len(keys) - len(failed)} of {len(keys)} questions of {task.name}; "
                          f"they are kept. Run the same command again for the rest. First reason: {failed[0]}")
+    read = task.judge or judge
     return TaskRun(system.name, task, tuple(
-        Answered(question, found[key], read_answer(found[key].text, question),
-                 is_right(found[key].text, question), key in kept)
+        Answered(question, found[key], *read(question, found[key].text), key in kept)
         for key, question in zip(keys, task.questions, strict=True)))
 
 

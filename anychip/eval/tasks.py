@@ -1,4 +1,4 @@
-"""Questions with one right answer, from data that installs with anychip or from a user's JSONL file.
+"""Questions with one right answer: data that installs with anychip, a user's JSONL file, or lm-evaluation-harness.
 
 `arithmetic` and `strings` are generated from a fixed seed; `books` takes passages from the held-out ends of the shipped
 public-domain works. None was chosen by looking at a model's answers.
@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,53 +21,75 @@ from ..text import corpus
 
 SIZE = 200  # questions of each own task
 LETTERS = "ABCDEFGH"
+HARNESS = "lm:"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked. With `choices` the answer is one of their letters, else a whole number or a word."""
+    """What is asked. With `choices` the answer is one of their letters, else a whole number or a word.
+
+    `verbatim`: the text says itself how to answer, and the task has its own judge.
+    """
 
     id: str
     text: str
     answer: str
     choices: tuple[str, ...] = ()
+    verbatim: bool = False
 
     @property
     def prompt(self) -> str:
         """The words that every system is sent: the question, its choices, and how to answer."""
+        if self.verbatim:
+            return self.text
         if self.choices:
             listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False))
             return f"{self.text}\n{listed}\nAnswer with the letter of the right choice only."
         return f"{self.text}\nAnswer with the result only."
 
 
+# Of a question and a reply: what was read in it (None: nothing) and whether it is right.
+Judge = Callable[[Question, str], tuple[str | None, bool]]
+
+
 @dataclass(frozen=True)
 class Task:
-    """Named questions. `source` says where they are from and under which licence."""
+    """Named questions. `source` says where they are from and under which licence; `judge` None: `answers.judge`."""
 
     name: str
     source: str
     questions: tuple[Question, ...]
+    judge: Judge | None = None
 
     @property
     def digest(self) -> str:
         """Hash of everything that is asked and of the right answers."""
-        text = json.dumps([asdict(question) for question in self.questions], sort_keys=True)
+        asked = [{"id": each.id, "text": each.text, "answer": each.answer, "choices": each.choices}
+                 for each in self.questions]
+        text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def first(self, count: int | None) -> Task:
         """Return the task with its first `count` questions (None: all)."""
-        return self if count is None else Task(self.name, self.source, self.questions[:count])
+        return self if count is None else replace(self, questions=self.questions[:count])
 
 
-def find_task(name: str) -> Task:
-    """Return an own task by name, or read a JSONL file. Raises InputError with the choices, or every faulty line."""
+def find_task(name: str, folder: Path | None = None) -> Task:
+    """Return an own task by name, the harness's task `lm:NAME[:FILTER]`, or a JSONL file's.
+
+    `folder` has task files for the harness. Raises InputError with the choices, or every faulty line.
+    """
     if name in OWN:
         return OWN[name]()
+    if name.startswith(HARNESS):
+        from .harness import harness_task
+
+        return harness_task(name.removeprefix(HARNESS), folder)
     path = Path(name)
     if path.suffix == ".jsonl" or path.exists():
         return read_task(path)
-    raise InputError(f"there is no task {name!r}: choose of {', '.join(OWN)}, or give a .jsonl file of questions."
+    raise InputError(f"there is no task {name!r}: choose of {', '.join(OWN)}, give a .jsonl file of questions, "
+                     f"or {HARNESS}NAME for a task of lm-evaluation-harness."
                      + nearest(name, OWN))
 
 
