@@ -2,7 +2,6 @@
 
 import shutil
 
-import pytest
 import torch
 from train_cases import run, small, trainer
 
@@ -32,12 +31,11 @@ def chosen_by(model):
     return found
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_step_in_a_window_is_routed_by_the_weights_of_delay_steps_before(recompute):
-    work = trainer(steps=8, batch=4, micro_batches=2, learning_rate=0.03, recompute=recompute)
-    work.anticipation = Anticipation([Window(first=2, end=6, delay=2)])
+def test_a_step_in_a_window_is_routed_by_the_weights_of_delay_steps_before():
+    work = trainer(steps=6, batch=2, micro_batches=2, learning_rate=0.03, recompute=True)
+    work.anticipation = Anticipation([Window(first=1, end=5, delay=2)])
     found, weights, by_step = chosen_by(work.model), [], []
-    for _ in range(8):
+    for _ in range(6):
         weights.append({name: tensor.clone() for name, tensor in work.model.state_dict().items()})
         found.clear()
         work.step()
@@ -54,15 +52,15 @@ def test_a_step_in_a_window_is_routed_by_the_weights_of_delay_steps_before(recom
             other.predict_next(hidden.streams_Tnd, next_ids(part), part.layout)
         return set(fresh)
 
-    assert [choice(step, of) for step, of in enumerate((0, 1, 2, 2, 2, 3, 6, 7))] == by_step
-    assert all(choice(step, step) != by_step[step] for step in (3, 4, 5))
+    assert [choice(step, of) for step, of in enumerate((0, 1, 1, 1, 2, 5))] == by_step
+    assert all(choice(step, step) != by_step[step] for step in (2, 3, 4))
 
 
 def go(out):
     """Train 22 steps with a batch whose loss is a spike, whatever the weights."""
     care = Care(save_every=4, keep=9, check_every=0, spike_nats=0.5, anticipate_steps=6, anticipate_delay=3,
                 inject=parse_injections("spike@step18", 1))
-    folder = train(run(steps=22, learning_rate=0.06), open_chip("cpu:reference"), out, care=care)
+    folder = train(run(steps=22, learning_rate=0.06), open_chip("cpu"), out, care=care)
     return folder.joinpath("model.safetensors").read_bytes()
 
 

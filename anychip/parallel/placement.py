@@ -136,7 +136,7 @@ class Single:
             self._grads.take()
             losses.append(found.detach())
         self._grads.finish()
-        return sum(losses[1:], losses[0])
+        return _added(losses)
 
     @torch.no_grad()
     def routes(self, batch: Batch, objective: Objective) -> Routes:
@@ -174,6 +174,16 @@ class Single:
         return f"one process, {self.micro_batches} micro-batch{'es' * (self.micro_batches > 1)} a step"
 
 
+def _added(losses: list[Losses]) -> Losses:
+    """Return the sum of detached losses, rounded once: the bits do not depend on how they are dealt to ranks."""
+    def total(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).to(_wide(values[0].device)).sum().to(values[0].dtype)
+
+    names = {name: None for one in losses for name in one.named}
+    return Losses(total([one.total for one in losses]),
+                  {name: total([one.named[name] for one in losses if name in one.named]) for name in names})
+
+
 @torch.no_grad()
 def fill(placement: Placement, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Copy this rank's parts out of whole tensors that come by name, one at a time. Every rank calls it."""
@@ -194,9 +204,13 @@ def forward(model: Transformer, part: Batch, whole: Batch, objective: Objective)
 def square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
     """Return the sum of all elements' squares: in fp64 where the device is known to have it, so that its bits, once
     rounded to fp32, do not depend on how the tensors are cut."""
-    wide = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+    wide = _wide(device)
     norms = [torch.linalg.vector_norm(tensor, dtype=wide) for tensor in tensors]
     return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=wide, device=device)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor) -> None:
