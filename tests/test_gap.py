@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import nano, random_ids, vivid_model
+from models import random_ids, vivid_model
+from train_cases import small
 
 from anychip.chips import Chip, open_chip
 from anychip.chips.cpu import CpuChip
@@ -23,8 +24,8 @@ SMALL = Settings(probe_tokens=264, text_tokens=64, text_length=32, logit_positio
 
 
 def subject(settings: Settings = SMALL, seed: int = 0) -> Subject:
-    weights = {name: value.detach() for name, value in vivid_model(nano(), Ops(), seed).state_dict().items()}
-    return Subject("nano", nano(), weights, open_tokenizer("anychip-4096"), random_ids(600), ("It was",), settings)
+    weights = {name: value.detach() for name, value in vivid_model(small(), Ops(), seed).state_dict().items()}
+    return Subject("small", small(), weights, open_tokenizer("anychip-4096"), random_ids(600), ("It was",), settings)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_every_time_says_whether_it_was_measured_or_simulated(bundles):
     found = compare(bundles["cpu"], bundles["virtual:ascend910b"])
     kinds = {row.name: (row.a and row.a.kind, row.b and row.b.kind) for row in found.speed}
     assert kinds["v4-flash: training"] == (Kind.SIMULATED, Kind.SIMULATED)
-    assert kinds["nano: training step"] == (Kind.MEASURED, None)
+    assert kinds["small: training step"] == (Kind.MEASURED, None)
 
 
 def test_a_chip_is_what_it_is_named(bundles):
