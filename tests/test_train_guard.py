@@ -128,8 +128,8 @@ def test_a_slow_rank_works_longer_than_the_usual_one():
 def test_injections_that_cannot_be_are_refused_with_all_reasons():
     assert [str(item) for item in parse_injections("kill:rank1@step30, bitflip:weight@step4", 2)] == [
         "kill:rank1@step30", "bitflip:weight:rank0@step4"]
-    with pytest.raises(InputError, match=r"'kil@step3' is not KIND.*Did you mean 'kill'\?; 'hang:rank2@step1': there"):
-        parse_injections("kil@step3,hang:rank2@step1", 2)
+    with pytest.raises(InputError, match=r"'kil:rank1@step3' is not.*mean 'kill'\?; 'hang:rank2@step1': there"):
+        parse_injections("kil:rank1@step3,hang:rank2@step1", 2)
     assert all(parse_injections(f"{kind}@step1", 1) for kind in KINDS)
 
 

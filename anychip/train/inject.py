@@ -60,7 +60,7 @@ def parse_injections(text: str, num_ranks: int) -> tuple[Injection, ...]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = _FORM.fullmatch(part)
         if match is None or match["kind"] not in KINDS:
-            kind = part.partition("@")[0]
+            kind = part.partition("@")[0].partition(":rank")[0]
             problems.append(f"{part!r} is not KIND[:rankR]@stepS with a kind of {', '.join(KINDS)}."
                             + nearest(kind, KINDS))
         elif int(match["rank"] or 0) >= num_ranks:
