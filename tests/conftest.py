@@ -7,8 +7,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 # Files go to workers whole and in this order: the longest first, so that no worker is left alone with one at the end.
-LONGEST = ("test_npu_standin", "test_parallel", "test_against_transformers", "test_faults", "test_train_run",
-           "test_families", "test_cli_train_ranks", "test_train_supervised", "test_cli", "test_gap_matrix")
+LONGEST = ("test_parallel", "test_cli_train_ranks", "test_train_run", "test_faults", "test_npu_standin", "test_conform",
+           "test_against_transformers", "test_gap", "test_train_guard", "test_cli", "test_checkpoint_families",
+           "test_train_supervised", "test_families", "test_gap_matrix")
 
 
 def pytest_collection_modifyitems(items):

@@ -25,6 +25,7 @@ def reference() -> Reference:
     return Reference(load_subject("nano", None, Settings()))
 
 
+@cache
 def cases(chip_name: str, seed: int = 0, ops: tuple[str, ...] | None = None) -> list[dict]:
     chip = open_chip(chip_name)
     allowed = EXPLAINED[chip.precision]
