@@ -17,7 +17,9 @@ from ..errors import NotSupported
 from .terminal import progress_bar
 
 if TYPE_CHECKING:
+    from ..serve.api.log import Log
     from ..serve.api.settings import ApiSettings
+    from ..serve.external import Degrees
 
 _READY_S = 3600.0  # a large checkpoint is read for a long time
 _NEEDS = ("fastapi", "uvicorn", "prometheus_client", "httpx")
@@ -93,24 +95,44 @@ def _serve_external(engine: str, folder: Path, num_chips: int, listening: socket
 
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    external, log = plan_engine(engine, folder, settings.model, settings.chip, num_chips, port), Log()
+    log = Log()
+    degrees = _degrees(folder, settings.chip, num_chips, log)
+    external = plan_engine(engine, folder, settings.model, settings.chip, degrees, port)
     log.event("engine", command=" ".join(external.command), weight_share=external.weight_share, kind="calculated")
     if conform:
-        _judge(engine, num_chips, port, settings)
+        _judge(engine, degrees, port, settings)
     with EngineProcess(external, port) as process:
         process.wait_ready(_READY_S)
         run(make_proxy(process.url, settings, log), None, listening, settings, log)
 
 
-def _judge(engine: str, num_chips: int, port: int, settings: ApiSettings) -> None:
-    """Start the engine on conform's small golden weights, with the same flags, and exit with 1 where it fails."""
+def _degrees(folder: Path, chip: str, num_chips: int, log: Log) -> Degrees:
+    """Ask the planner; where it cannot say, share every sequence's attention over all chips, and log why."""
+    from ..errors import AnychipError
+    from ..plan.engine import plan_tensor
+    from ..serve.external import Degrees
+
+    if num_chips == 1:
+        return Degrees()
+    try:
+        plan = plan_tensor(folder, chip, num_chips)
+    except AnychipError as error:
+        log.event("layout", tensor=num_chips, data=1, kind="rule", reason=str(error))
+        return Degrees(num_chips)
+    tensor = plan.serving.tensor
+    log.event("layout", tensor=tensor, data=num_chips // tensor, kind="simulated", tokens_per_s=plan.tokens_per_s)
+    return Degrees(tensor, num_chips // tensor)
+
+
+def _judge(engine: str, degrees: Degrees, port: int, settings: ApiSettings) -> None:
+    """Start the engine on conform's small golden weights, on as many chips, and exit with 1 where it fails."""
     from ..serve.external import EngineProcess, plan_engine
 
     tool = [sys.executable, "-m", "anychip", "conform"]
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "golden"
         subprocess.run([*tool, "--export", str(folder), "--weights", "outliers"], check=True, stdout=sys.stderr)
-        golden = plan_engine(engine, folder, "golden", settings.chip, num_chips, port)
+        golden = plan_engine(engine, folder, "golden", settings.chip, degrees.fitted(folder), port)
         with EngineProcess(golden, port) as process:
             process.wait_ready(_READY_S)
             judged = subprocess.run([*tool, "--endpoint", process.url, "--weights", "outliers", "--dtype", "bfloat16"],

@@ -1,13 +1,14 @@
 """vLLM and vllm-ascend as the engine: how it is started for the named chips, and its process.
 
-The rule for the flags is simple on purpose: every chip holds an equal share of the weights (tensor parallel, experts
-spread over the same chips), and they must leave a fifth of the memory to cache and workspace. `anychip plan` searches.
+Attention is tensor-parallel in groups of chips and data-parallel over the groups, experts are spread over all chips;
+`anychip.plan.engine` finds the degrees. The weights must leave a fifth of the memory to cache and workspace.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..chips.facts import load_facts
 from ..errors import ChipError, InputError, NotSupported
@@ -24,7 +26,26 @@ ENGINES = ("vllm", "vllm-ascend")
 _INSTALL = {"vllm": "pip install vllm", "vllm-ascend": "pip install vllm vllm-ascend"}
 _MODULES = {"vllm": ("vllm",), "vllm-ascend": ("vllm", "vllm_ascend")}
 _VENDORS = {"vllm": "NVIDIA", "vllm-ascend": "Huawei"}
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")  # in config.json, by family
 _WEIGHT_SHARE = 0.8  # of a chip's memory, at most; the rest is cache and workspace
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Chips that share a sequence's attention (`tensor`), and how many such groups there are (`data`)."""
+
+    tensor: int = 1
+    data: int = 1
+
+    @property
+    def num_chips(self) -> int:
+        """All chips."""
+        return self.tensor * self.data
+
+    def fitted(self, folder: Path) -> Degrees:
+        """Return the degrees on as many chips that a checkpoint with fewer heads can have."""
+        tensor = math.gcd(self.tensor, int(_config(folder, []).get("num_attention_heads", 1)))
+        return Degrees(tensor, self.num_chips // tensor)
 
 
 @dataclass(frozen=True)
@@ -35,8 +56,8 @@ class External:
     weight_share: float
 
 
-def plan_engine(engine: str, folder: Path, name: str, chip: str, num_chips: int, port: int) -> External:
-    """Return how to serve a checkpoint folder on `num_chips` chips. Raises with every reason why that cannot be.
+def plan_engine(engine: str, folder: Path, name: str, chip: str, degrees: Degrees, port: int) -> External:
+    """Return how to serve a checkpoint folder on so many chips. Raises with every reason why that cannot be.
 
     NotSupported says the install line where the engine is missing; InputError what does not fit.
     """
@@ -45,7 +66,7 @@ def plan_engine(engine: str, folder: Path, name: str, chip: str, num_chips: int,
     missing = [module for module in _MODULES[engine] if importlib.util.find_spec(module) is None]
     if missing and shutil.which("vllm") is None:
         raise NotSupported(f"{engine} is not installed here ({', '.join(missing)}): {_INSTALL[engine]}")
-    facts, problems = load_facts(chip), list[str]()
+    facts, problems, num_chips = load_facts(chip), list[str](), degrees.num_chips
     if facts.vendor != _VENDORS[engine]:
         problems.append(f"{engine} runs on {_VENDORS[engine]}'s chips, and {chip} is {facts.vendor}'s")
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -56,24 +77,30 @@ def plan_engine(engine: str, folder: Path, name: str, chip: str, num_chips: int,
         least = -(-weights // int(_WEIGHT_SHARE * facts.memory_bytes))
         problems.append(f"{weights / 2**30:.0f} GiB of weights are {share:.0%} of the memory of {num_chips} {chip}; at "
                         f"most {_WEIGHT_SHARE:.0%} leaves room for the cache: use {least} or more")
-    heads = _heads(folder, problems)
-    if heads and heads % num_chips:
+    config = _config(folder, problems)
+    heads = int(config.get("num_attention_heads", 1))
+    if heads % degrees.tensor:
         fit = [n for n in range(1, heads + 1) if heads % n == 0]
-        problems.append(f"{num_chips} chips do not divide num_attention_heads={heads}: use {', '.join(map(str, fit))}")
+        problems.append(f"{degrees.tensor} chips do not divide num_attention_heads={heads}: use "
+                        + ", ".join(map(str, fit)))
     if problems:
         raise InputError(f"{engine} cannot serve {folder} on {num_chips} {chip}: " + "; ".join(problems))
-    parallel = ("--tensor-parallel-size", str(num_chips), "--enable-expert-parallel") if num_chips > 1 else ()
+    flags = [("--tensor-parallel-size", str(degrees.tensor))] * (degrees.tensor > 1)
+    flags += [("--data-parallel-size", str(degrees.data))] * (degrees.data > 1)
+    flags += [("--enable-expert-parallel",)] * (num_chips > 1 and any(config.get(key) for key in _EXPERTS))
     start = ("vllm",) if shutil.which("vllm") else (sys.executable, "-m", "vllm.entrypoints.cli.main")
     return External((*start, "serve", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port",
-                     str(port), *parallel), share)
+                     str(port), *(part for flag in flags for part in flag)), share)
 
 
-def _heads(folder: Path, problems: list[str]) -> int:
+def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_attention_heads"])
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        int(config["num_attention_heads"])
+        return dict(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems.append(f"{folder}/config.json does not say num_attention_heads ({error})")
-        return 0
+        return {}
 
 
 class EngineProcess:
