@@ -85,12 +85,12 @@ def plan_engine(engine: str, folder: Path, name: str, chip: str, degrees: Degree
                         + ", ".join(map(str, fit)))
     if problems:
         raise InputError(f"{engine} cannot serve {folder} on {num_chips} {chip}: " + "; ".join(problems))
-    flags = [("--tensor-parallel-size", str(degrees.tensor))] * (degrees.tensor > 1)
-    flags += [("--data-parallel-size", str(degrees.data))] * (degrees.data > 1)
-    flags += [("--enable-expert-parallel",)] * (num_chips > 1 and any(config.get(key) for key in _EXPERTS))
+    flags = ["--tensor-parallel-size", str(degrees.tensor)] if degrees.tensor > 1 else []
+    flags += ["--data-parallel-size", str(degrees.data)] if degrees.data > 1 else []
+    flags += ["--enable-expert-parallel"] if num_chips > 1 and any(config.get(key) for key in _EXPERTS) else []
     start = ("vllm",) if shutil.which("vllm") else (sys.executable, "-m", "vllm.entrypoints.cli.main")
     return External((*start, "serve", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port",
-                     str(port), *(part for flag in flags for part in flag)), share)
+                     str(port), *flags), share)
 
 
 def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
