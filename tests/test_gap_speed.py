@@ -3,6 +3,7 @@
 import pytest
 
 from anychip.chips.facts import load_facts
+from anychip.gap.planned_rows import planned_rows
 from anychip.gap.shortfall import causes, grouped, joined, reached
 from anychip.record import Event, Kind
 
@@ -59,3 +60,12 @@ def test_sides_are_joined_by_op_and_shapes(facts):
     table = {(row["op"], row["shape"]): (row["time_s_a"], row["time_s_b"]) for row in joined(a, b)}
     assert table == {("linear", "[4096, 64] x [64, 64]"): (0.2, 0.4), ("linear", "[64, 64] x [64, 64]"): (None, 0.1),
                      ("rope", "[4096, 64] x [64, 64]"): (0.1, None)}
+
+
+def test_a_report_has_the_plans_of_both_v4_models_on_both_chips() -> None:
+    rows = planned_rows("v4-flash", ("h100", "ascend910c"))
+    assert [row.name.split(",")[0] for row in rows] == [f"plan of {model}: {task}" for model in ("v4-flash", "v4-pro")
+                                                        for task in ("training", "decode")]
+    assert all(row.a and row.b and row.gap and row.gap.value == row.b.value / row.a.value < 1 for row in rows)
+    assert "weights fp8" in rows[1].note and "weights w8a8" in rows[1].note
+    assert not planned_rows("v4-flash", ("cpu", "h100"))

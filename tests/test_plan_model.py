@@ -16,6 +16,7 @@ from anychip.plan.counts import cache_bytes, decode_flops
 from anychip.plan.cut import CLASSES, Share, cut
 from anychip.plan.fit import fit_formats
 from anychip.plan.models import find_model, own_model
+from anychip.plan.measured import _chosen
 from anychip.plan.own import own_train_memory
 from anychip.plan.work import Batch
 
@@ -136,3 +137,9 @@ def test_groups_cross_the_levels_of_the_cluster() -> None:
     inside, across = all_gather_s(cluster, Group(8), 1e9), all_gather_s(cluster, Group(8, 8), 1e9)
     assert inside == pytest.approx(7 / 8 / 450, rel=0.05) and across == pytest.approx(7 / 8 / 50, rel=0.05)
     assert all_to_all_s(cluster, Group(64), 1e9, copies=8) < all_to_all_s(cluster, Group(64), 1e9)
+
+
+def test_made_up_choices_are_earlier_rows_of_the_own_sequence() -> None:
+    chosen = _chosen(sequences=2, tokens=32, rows=8, topk=3)
+    assert (chosen[:3] == -1).all() and chosen[3].tolist() == [0, -1, -1]
+    assert set(chosen[31].tolist()) < {4, 5, 6, 7} and chosen[16:19].max() == -1 and chosen[:16].max() <= 3

@@ -9,6 +9,7 @@ import torch
 
 from ..record import Kind, Quantity
 from .bundle import Bundle
+from .planned_rows import planned_rows
 from .row import Row
 from .shortfall import Cause, causes, joined, reached
 
@@ -37,6 +38,8 @@ def speed_rows(a: Bundle, b: Bundle) -> list[Row]:
         pair = tuple(side["decode"][i] if side["decode"] else None for side in (left, right))
         found.append(_times(f"{model}: decode step at {row['context']} tokens", "ms", pair, inverse=False,
                             note="one sequence"))
+    if left["facts"] and right["facts"]:
+        found += planned_rows(model, (left["facts"]["name"], right["facts"]["name"]))
     sides = [_measured(bundle) for bundle in (a, b)]
     for name in sorted({*sides[0], *sides[1]}):
         found.append(Row(f"{a.about['model']}: {name}", sides[0].get(name), sides[1].get(name), None,

@@ -106,12 +106,15 @@ class Against:
     why: str = ""
 
     def sentence(self, what: str = "this training") -> str:
-        """Answer in one sentence, e.g. `on 64 x ascend910c this training takes 61 % more time ...`."""
+        """Answer in one sentence, e.g. `on 64 x ascend910c this training takes 61 % more time ...`.
+
+        Equal quality is taken, not planned: the same tokens and batch. `anychip gap` is what measures it.
+        """
         parts = [f"on {self.second.name} {what} takes {_more(self.time)} time"]
         parts.append(f"{_range(self.money)} money" if self.money else f"unknown money ({self.why})")
         if self.energy is not None:
             parts.append(f"{_more(self.energy)} energy")
-        text = ", ".join(parts[:-1]) + f" and {parts[-1]}" + f" than on {self.first.name}"
+        text = ", ".join(parts[:-1]) + f" and {parts[-1]}" + f" than on {self.first.name}, at equal quality"
         failures = self.second.failures_per_day
         return text + (f", with {failures:.2g} failures a day (simulated)" if failures is not None
                        else ", with an unknown number of failures: no rate of this chip is published")

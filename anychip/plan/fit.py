@@ -69,7 +69,7 @@ def fit_serving(model: Model, cluster: Cluster, serving: Serving) -> Fit:
         sequences[context] = groups * max(int(free // each), 0)
     needed = _needed(work, cluster, serving, fmt)
     return Fit(model.name, cluster, serving, parts, free, sequences, native(cluster.facts, fmt), needed,
-               tuple(_notes(cluster, fmt, free, needed)))
+               tuple(_notes(cluster, fmt, free, (needed, parts["routed experts"]))))
 
 
 def fit_formats(model: Model, cluster: Cluster, cache: str = "fp8", chunk: int = 4096) -> list[Fit]:
@@ -142,13 +142,14 @@ def _needed(work: Work, cluster: Cluster, serving: Serving, fmt: WeightFormat) -
     return 0
 
 
-def _notes(cluster: Cluster, fmt: WeightFormat, free: float, needed: int) -> list[str]:
-    notes = []
+def _notes(cluster: Cluster, fmt: WeightFormat, free: float, needs: tuple[int, float]) -> list[str]:
+    """What to know or change. `needs`: devices that hold this format, bytes of its experts on each device now."""
+    (needed, experts), notes = needs, []
     if not native(cluster.facts, fmt):
         notes.append(f"{cluster.facts.name} has no {fmt.compute} matrix unit (it has "
                      f"{', '.join(cluster.facts.formats)}): kernels must expand these weights")
     if free < 0:
-        lower = [f.name for f in FORMATS.values() if f.expert < fmt.expert]
+        lower = [f.name for f in FORMATS.values() if experts * (1 - f.expert / fmt.expert) > -free]
         notes.append(f"{-free / 1e9:.1f} GB a device too much; "
                      + (f"take {needed} devices" if needed > cluster.count else "spread attention over more devices")
                      + (f", or weights in {' or '.join(lower)}" if lower else ""))

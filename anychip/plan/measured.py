@@ -67,7 +67,7 @@ def step_time(config: ModelConfig, batch: int, length: int, ops: Ops, *, recompu
         forward += times * sum(one for one, _ in seconds)
         backward += times * sum(two for _, two in seconds)
         again += times * sum(one for one, _ in seconds) if recompute and name not in AGAIN else 0.0
-    losses = sum(times * _indexer_loss_s(work.parts[name]) for name, times in work.count.items())
+    losses = sum(times * _indexer_loss_s(work.parts[name], batch) for name, times in work.count.items())
     return StepTime(forward, again, backward, losses, _optimizer_s(work, config, ops, optimizer))
 
 
@@ -103,7 +103,7 @@ def _call_s(call: Call, ops: Ops) -> tuple[float, float]:
     return forward_s * made.share, backward_s * made.share
 
 
-def _indexer_loss_s(part: Part) -> float:
+def _indexer_loss_s(part: Part, sequences: int) -> float:
     """Processor seconds of the loss of a layer's indexer and of its gradients, 0 where none selects."""
     calls = {call.op: call for call in part.calls if call.op in ("index_topk", "attention")}
     if "index_topk" not in calls:
@@ -111,8 +111,7 @@ def _indexer_loss_s(part: Part) -> float:
     (query, keys, sink, *_), (scores, weights, index_keys, *_) = (
         map_tensors(made_up(call.op, call.arguments, dict(call.named), num_tokens(call.op, call.arguments)).arguments,
                     _random) for call in (calls["attention"], calls["index_topk"]))
-    rows = keys.compressed_MC.shape[0]
-    selected = torch.rand(query.shape[0], rows).argsort(1)[:, : keys.selected.shape[1]].int()
+    selected = _chosen(sequences, query.shape[0], keys.compressed_MC.shape[0], keys.selected.shape[1])
     scale = calls["attention"].named.get("scale") or query.shape[2] ** -0.5
     learned = [t.requires_grad_() for t in (scores, weights, index_keys)]
     watched = Watched(query, replace(keys, selected=selected), sink, scale, *learned)
@@ -121,6 +120,19 @@ def _indexer_loss_s(part: Part) -> float:
         torch.autograd.grad(indexer_loss(watched), learned)
 
     return _mean_s(loss_and_gradients)
+
+
+def _chosen(sequences: int, tokens: int, rows: int, topk: int) -> Tensor:
+    """Rows that each token chooses [tokens, topk], by chance among those of its own sequence before it; -1 fills up.
+
+    The loss works on the run of rows that a block of tokens chose from, which is short early in a sequence.
+    """
+    length, each = tokens // sequences, rows // sequences
+    at = torch.arange(tokens)
+    visible_T1 = ((at % length + 1) * each // length)[:, None]
+    order = torch.rand(tokens, each).masked_fill_(torch.arange(each) >= visible_T1, 2.0).argsort(1)[:, :topk]
+    chosen = torch.where(torch.arange(order.shape[1]) < visible_T1, order + (at // length * each)[:, None], -1)
+    return chosen.int()
 
 
 def _random(tensor: Tensor) -> Tensor:
