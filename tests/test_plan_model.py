@@ -15,8 +15,8 @@ from anychip.plan.collectives import Group, all_gather_s, all_to_all_s, levels_o
 from anychip.plan.counts import cache_bytes, decode_flops
 from anychip.plan.cut import CLASSES, Share, cut
 from anychip.plan.fit import fit_formats
+from anychip.plan.measured import chosen_rows
 from anychip.plan.models import find_model, own_model
-from anychip.plan.measured import _chosen
 from anychip.plan.own import own_train_memory
 from anychip.plan.work import Batch
 
@@ -140,6 +140,6 @@ def test_groups_cross_the_levels_of_the_cluster() -> None:
 
 
 def test_made_up_choices_are_earlier_rows_of_the_own_sequence() -> None:
-    chosen = _chosen(sequences=2, tokens=32, rows=8, topk=3)
+    chosen = chosen_rows(sequences=2, tokens=32, rows=8, topk=3)
     assert (chosen[:3] == -1).all() and chosen[3].tolist() == [0, -1, -1]
     assert set(chosen[31].tolist()) < {4, 5, 6, 7} and chosen[16:19].max() == -1 and chosen[:16].max() <= 3

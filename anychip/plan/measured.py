@@ -111,7 +111,7 @@ def _indexer_loss_s(part: Part, sequences: int) -> float:
     (query, keys, sink, *_), (scores, weights, index_keys, *_) = (
         map_tensors(made_up(call.op, call.arguments, dict(call.named), num_tokens(call.op, call.arguments)).arguments,
                     _random) for call in (calls["attention"], calls["index_topk"]))
-    selected = _chosen(sequences, query.shape[0], keys.compressed_MC.shape[0], keys.selected.shape[1])
+    selected = chosen_rows(sequences, query.shape[0], keys.compressed_MC.shape[0], keys.selected.shape[1])
     scale = calls["attention"].named.get("scale") or query.shape[2] ** -0.5
     learned = [t.requires_grad_() for t in (scores, weights, index_keys)]
     watched = Watched(query, replace(keys, selected=selected), sink, scale, *learned)
@@ -122,8 +122,8 @@ def _indexer_loss_s(part: Part, sequences: int) -> float:
     return _mean_s(loss_and_gradients)
 
 
-def _chosen(sequences: int, tokens: int, rows: int, topk: int) -> Tensor:
-    """Rows that each token chooses [tokens, topk], by chance among those of its own sequence before it; -1 fills up.
+def chosen_rows(sequences: int, tokens: int, rows: int, topk: int) -> Tensor:
+    """Return rows that each token chooses [tokens, topk], by chance among earlier ones of its own sequence; -1 fills up.
 
     The loss works on the run of rows that a block of tokens chose from, which is short early in a sequence.
     """
