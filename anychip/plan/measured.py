@@ -123,7 +123,7 @@ def _indexer_loss_s(part: Part, sequences: int) -> float:
 
 
 def chosen_rows(sequences: int, tokens: int, rows: int, topk: int) -> Tensor:
-    """Return rows that each token chooses [tokens, topk], by chance among earlier ones of its own sequence; -1 fills up.
+    """Return rows that each token chooses [tokens, topk], by chance among earlier ones of its own sequence, then -1.
 
     The loss works on the run of rows that a block of tokens chose from, which is short early in a sequence.
     """
