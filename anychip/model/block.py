@@ -59,10 +59,10 @@ class Block(nn.Module):
                 self.ffn.scores = None
 
     def _run(self, streams_Tnd: Tensor, ids_T: Tensor, plan: Plan, ops: Ops) -> Tensor:
-        layer, cache = plan.layer(self.ratio), LayerCache(self.index, plan.state)
-        at_once = ops.block(self, streams_Tnd, ids_T, layer, cache)
+        at_once = ops.blocks((self,), streams_Tnd, ids_T, plan)
         if at_once is not None:
             return at_once
+        layer, cache = plan.layer(self.ratio), LayerCache(self.index, plan.state)
         attn_ops, ffn_ops = ops.at(f"layers.{self.index}.attn"), ops.at(f"layers.{self.index}.ffn")
         x_Td, mixing = residual.read(self, streams_Tnd, "attn", attn_ops)
         y_Td = self.attn(attn_ops.rms_norm(x_Td, self.attn_norm.weight, self.eps), layer, cache, attn_ops)

@@ -71,6 +71,9 @@ class Transformer(nn.Module):
         ops = self.ops.at("embed")
         x_Td = ops.embed(ids_T, self.embed.weight)
         streams_Tnd = residual.begin(x_Td, self.config)
+        at_once = self.ops.blocks(self.layers, streams_Tnd, ids_T, plan)  # type: ignore[arg-type]
+        if at_once is not None:
+            return self.finish(at_once)
         for block in self.layers:
             streams_Tnd = block(streams_Tnd, ids_T, plan, self.ops)
         return self.finish(streams_Tnd)

@@ -47,8 +47,9 @@ class Ops:
     hc_head = staticmethod(_hyper.hc_head)
     cross_entropy = staticmethod(_loss.cross_entropy)
 
-    def block(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: Any, cache: Any) -> Tensor | None:
-        """Run a whole `model.block.Block` at once where the chip has a faster form of this very pass; else None.
+    def blocks(self, blocks: Sequence[Any], streams_Tnd: Tensor, ids_T: Tensor, plan: Any) -> Tensor | None:
+        """Run whole `model.block.Block`s, one after the other, where the chip has a faster form of this very pass; else
+        None.
 
         An optimisation only: the result must equal the ops' one by one. Recording and virtual chips never use it.
         """

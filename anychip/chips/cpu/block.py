@@ -1,4 +1,4 @@
-"""A whole block of a few tokens in one kernel call: decode spends its time on weights, not on calls.
+"""Whole blocks of a few tokens in one kernel call: decode spends its time on weights, not on calls.
 
 What the kernel needs is handed over as three structs of addresses (block.h): a block's weights and a state's
 buffers, packed once, and the pass's plan, packed once for all layers of a kind.
@@ -7,6 +7,7 @@ buffers, packed once, and the pass's plan, packed once for all layers of a kind.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from ...model.compressed import Compressed
 from ...model.grouped import Grouped
 from ...model.latent import Latent
 from ...model.moe import FeedForward
-from ...model.plan import LayerPlan
-from ...model.state import LayerCache, State
+from ...model.plan import LayerPlan, Plan
+from ...model.state import State
 from .attention import index_copies
 from .bind import bind
 from .kernels import load_library
@@ -85,7 +86,7 @@ class _Slot(NamedTuple):
 
 @cache
 def _kernel() -> Any:
-    return bind(load_library(), {"block": "pppppp"}).block
+    return bind(load_library(), {"blocks": "lpppp"}).blocks
 
 
 class Blocks:
@@ -100,32 +101,35 @@ class Blocks:
     def __reduce__(self) -> tuple[type[Blocks], tuple[()]]:
         return Blocks, ()  # a copy packs for itself
 
-    def run(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: LayerPlan, cache: LayerCache) -> Tensor | None:
-        """Return the new streams [T, n, d], or None where this is not a pass that the kernel can do.
+    def run(self, blocks: Sequence[Any], streams_Tnd: Tensor, ids_T: Tensor, plan: Plan) -> Tensor | None:
+        """Return the last block's streams [T, n, d], or None where this is not a pass that the kernel can do.
 
         It takes up to eight tokens with a state and without gradients, all in contiguous fp32. Raises IndexError for
         a token or expert id out of range.
         """
-        state = cache.state
+        state = plan.state
         if type(state) is not State or not 0 < streams_Tnd.shape[0] <= _FEW or torch.is_grad_enabled():
             return None
-        if streams_Tnd.dtype is not _F32 or ids_T.dtype is not torch.int64:
+        if streams_Tnd.dtype is not _F32 or ids_T.dtype is not torch.int64 or not streams_Tnd.is_contiguous():
             return None
-        weights, buffers = self._weights_of(block), self._buffers_of(state, cache.layer)
-        packed = self._plan_of(plan, state, block.ratio)
-        if weights is None or buffers is None or packed is None or not streams_Tnd.is_contiguous():
-            return None
-        if _passes_rows_on(block, plan, cache.layer):
-            return None
+        addresses: list[int] = []
+        for block in blocks:
+            layer = plan.layer(block.ratio)
+            structs = (self._weights_of(block), self._buffers_of(state, block.index),
+                       self._plan_of(layer, state, block.ratio))
+            if None in structs or _is_watched(block) or _passes_rows_on(block, layer):
+                return None
+            addresses += [struct.address for struct in structs if struct is not None]
         if state.moving:
-            for name in state.buffers(cache.layer):
-                state.make_room(cache.layer, name)
-        out, ids = torch.empty(streams_Tnd.shape), ids_T.contiguous()
-        wrong = _kernel()(weights.address, buffers.address, packed.address, streams_Tnd.data_ptr(), ids.data_ptr(),
-                          out.data_ptr())
+            for block in blocks:
+                for name in state.buffers(block.index):
+                    state.make_room(block.index, name)
+        out, ids = torch.empty(2, *streams_Tnd.shape), ids_T.contiguous()
+        wrong = _kernel()(len(blocks), (ctypes.c_int64 * len(addresses))(*addresses), streams_Tnd.data_ptr(),
+                          ids.data_ptr(), out.data_ptr())
         if wrong:
             raise IndexError(f"token ids {ids.tolist()}: {_WRONG[wrong]}")
-        return out
+        return out[0]
 
     def _weights_of(self, block: Any) -> _Packed | None:
         slots = self._slots.get(block)
@@ -163,13 +167,18 @@ class Blocks:
 _WRONG = {1: "one is outside the vocabulary of the table of experts", 2: "their experts in the table do not all exist"}
 
 
-def _passes_rows_on(block: Any, plan: LayerPlan, layer: int) -> bool:
+def _is_watched(block: Any) -> bool:
+    """Tell whether somebody looks at what goes into or out of the block, or changes it."""
+    return bool(block._forward_hooks or block._forward_pre_hooks)
+
+
+def _passes_rows_on(block: Any, plan: LayerPlan) -> bool:
     """Tell whether an indexer's choice goes from layer to layer: the kernel keeps it to itself."""
     spec = block.attn.spec.indexer if isinstance(block.attn, Latent) else None
     if spec is None or plan.visible is None or not (spec.shared or spec.reused):
         return False
     if spec.reused:
-        plan.chosen[layer] = plan.visible  # what the layer chooses, unless it is said to choose here
+        plan.chosen[block.index] = plan.visible  # what the layer chooses, unless it is said to choose here
     return plan.visible.max_count > spec.topk
 
 

@@ -58,9 +58,9 @@ class CpuOps(Ops):
     def muon(self, groups: Sequence[Matrices], rule: MuonRule) -> None:
         _muon.muon(groups, rule)
 
-    def block(self, block: Any, streams_Tnd: Tensor, ids_T: Tensor, plan: Any, cache: Any) -> Tensor | None:
-        """Run a whole block of a few tokens with a state in one kernel; None for any other pass."""
-        return self._blocks.run(block, streams_Tnd, ids_T, plan, cache)
+    def blocks(self, blocks: Sequence[Any], streams_Tnd: Tensor, ids_T: Tensor, plan: Any) -> Tensor | None:
+        """Run whole blocks of a few tokens with a state in one kernel call; None for any other pass."""
+        return self._blocks.run(blocks, streams_Tnd, ids_T, plan)
 
     def batch_pass(self, model: Any, cache: Any, batch: Any,
                    streams_Tnd: Tensor | None) -> tuple[Tensor, Tensor] | None:

@@ -193,12 +193,9 @@ void run(const Pass& q, const float* streams, const int64_t* ids, float* out) {
         if (q.team.mine(t)) write_streams(q, q.o.streams, t, t + 1, out);
 }
 
-}  // namespace
-
 // The block on streams [T, n, d] with token ids [T]; out may not be streams. The state's buffers receive this pass's rows.
-// Returns 0, or with nothing done 1 where a token id and 2 where an expert id of the table is out of range.
-extern "C" int anychip_block(const BlockWeights* weights, const LayerBuffers* buffers, const BlockPlan* plan,
-                             const float* streams, const int64_t* ids, float* out) {
+int block(const BlockWeights* weights, const LayerBuffers* buffers, const BlockPlan* plan, const float* streams,
+          const int64_t* ids, float* out) {
     const BlockWeights& w = *weights;
     const BlockPlan& p = *plan;
     int64_t threads = omp_get_max_threads(), longest = 0;
@@ -221,6 +218,22 @@ extern "C" int anychip_block(const BlockWeights* weights, const LayerBuffers* bu
         Arena mine{memory + shared_size.used + omp_get_thread_num() * own_size.used};
         const Own own(mine, w, p, longest);
         run({w, *buffers, p, shared, own, {omp_get_thread_num(), omp_get_num_threads()}}, streams, ids, out);
+    }
+    return 0;
+}
+
+}  // namespace
+
+// Blocks one after the other; layers has for each the addresses of its weights, its buffers and the plan. out is twice as
+// large as streams and receives the last streams in its first half. Returns 0, or with this and later blocks not done 1
+// where a token id and 2 where an expert id of the table is out of range.
+extern "C" int anychip_blocks(int64_t count, const int64_t* layers, const float* streams, const int64_t* ids, float* out) {
+    for (int64_t i = 0; i < count; i++, layers += 3) {
+        const auto* weights = reinterpret_cast<const BlockWeights*>(layers[0]);
+        const auto* plan = reinterpret_cast<const BlockPlan*>(layers[2]);
+        float* to = out + (count - 1 - i) % 2 * plan->tokens * weights->streams * weights->d;
+        if (const int wrong = block(weights, reinterpret_cast<LayerBuffers*>(layers[1]), plan, streams, ids, to)) return wrong;
+        streams = to;
     }
     return 0;
 }

@@ -10,6 +10,8 @@ struct Span {
     int64_t key_step, value_step, count;
 };
 
+constexpr int64_t FEW_KEYS = 16;  // from so many on attend_few has the memory that it needs
+
 // Up to eight heads of one token that read the same rows.
 struct Reader {
     const float* query;  // [heads][channels]
@@ -55,9 +57,81 @@ void add_values(const Span& keys, int64_t values, const float* weight, float* ou
     }
 }
 
+// score[h][k] = query_h . key_k for H heads, each query's channels in the lanes.
+template <int H>
+void score_rows(const Span& keys, int64_t channels, const float* query, float* score, int64_t stride) {
+    int64_t k = 0;
+    for (; k + 4 <= keys.count; k += 4) {
+        f8 acc[H][4] = {};
+        for (int64_t c = 0; c < channels; c += 8)
+            for (int i = 0; i < 4; i++) {
+                const f8 row = load8(keys.key + (k + i) * keys.key_step + c);
+                for (int h = 0; h < H; h++) acc[h][i] += row * load8(query + h * channels + c);
+            }
+        for (int h = 0; h < H; h++) {
+            const f4 four = sum8x4(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
+            std::memcpy(score + h * stride + k, &four, sizeof four);
+        }
+    }
+    for (; k < keys.count; k++)
+        for (int h = 0; h < H; h++) {
+            f8 acc = {};
+            const float *key = keys.key + k * keys.key_step, *x = query + h * channels;
+            for (int64_t c = 0; c < channels; c += 8) acc += load8(key + c) * load8(x + c);
+            score[h * stride + k] = sum8(acc);
+        }
+}
+
+// out[c][h] += sum over keys of weight[h][key] value[c], for 8 V channels from c.
+template <int H, int V>
+void add_rows(const Span& keys, int64_t c, const float* weight, int64_t stride, float* out) {
+    f8 acc[H][V] = {};
+    for (int64_t k = 0; k < keys.count; k++)
+        for (int v = 0; v < V; v++) {
+            const f8 value = load8(keys.value + k * keys.value_step + c + 8 * v);
+            for (int h = 0; h < H; h++) acc[h][v] += weight[h * stride + k] * value;
+        }
+    for (int h = 0; h < H; h++)
+        for (int i = 0; i < 8 * V; i++) out[(c + i) * 8 + h] += acc[h][i / 8][i % 8];
+}
+
+// attend for few heads: with one in each lane most lanes would be empty. The same part.
+template <int H>
+void attend_few(const Pass& q, const Reader& r, const Span* spans, float* part) {
+    const int64_t C = r.channels, count = spans[0].count + spans[1].count, stride = (count + 7) / 8 * 8;
+    float *query = q.o.panel, *score = q.o.score;
+    std::fill(query, query + H * C, 0.0f);
+    for (int64_t i = 0; i < r.heads * C; i++) query[i] = r.query[i] * r.scale;
+    score_rows<H>(spans[0], C, query, score, stride);
+    score_rows<H>(spans[1], C, query, score + spans[0].count, stride);
+    for (int h = 0; h < 8; h++) part[h] = 0.0f, part[8 + h] = 1.0f;
+    for (int h = 0; h < H; h++) {
+        float* row = score + h * stride;
+        std::fill(row + count, row + stride, -INFINITY);
+        f8 top = load8(row), sum = {};
+        for (int64_t k = 8; k < count; k += 8) top = larger8(top, load8(row + k));
+        part[h] = *std::max_element(reinterpret_cast<float*>(&top), reinterpret_cast<float*>(&top) + 8);
+        for (int64_t k = 0; k < count; k += 8) {
+            const f8 e = exp8(load8(row + k) - part[h]);
+            sum += e;
+            store8(row + k, e);
+        }
+        part[8 + h] = sum8(sum);
+    }
+    std::fill(part + 16, part + 16 + 8 * r.values, 0.0f);
+    for (int64_t c = 0; c < r.values; c += c + 32 <= r.values ? 32 : 8) {
+        const float* weight = score;
+        for (int s = 0; s < 2; weight += spans[s++].count)
+            if (c + 32 <= r.values) add_rows<H, 4>(spans[s], c, weight, stride, part + 16);
+            else add_rows<H, 1>(spans[s], c, weight, stride, part + 16);
+    }
+}
+
 // This thread's keys of a reader, whose heads are the lanes: part = top, sum, then values, by lane.
 void attend(const Pass& q, const Reader& r, const Span* spans, float* part) {
     const int64_t C = r.channels, count = spans[0].count + spans[1].count;
+    if (r.heads <= 4 && count >= FEW_KEYS)
+        return r.heads > 2 ? attend_few<4>(q, r, spans, part) : attend_few<2>(q, r, spans, part);
     for (int64_t c = 0; c < C; c += 8) {
         f8 block[8];
         for (int i = 0; i < 8; i++) block[i] = i < r.heads ? load8(r.query + i * C + c) * r.scale : all8(0.0f);
