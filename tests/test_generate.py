@@ -8,7 +8,8 @@ from train_cases import small
 from anychip.chips import open_chip
 from anychip.errors import InputError
 from anychip.model import Layout
-from anychip.serve.generate import Sampling, draw, generate
+from anychip.serve.generate import draw, generate
+from anychip.serve.request import Sampling
 
 CHIP = open_chip("cpu:reference")
 GREEDY = Sampling(temperature=0.0)
@@ -92,3 +93,8 @@ def test_what_cannot_be_generated_is_refused_at_the_call(model, prompt, new, wor
 def test_sampling_out_of_range_is_refused_with_all_reasons():
     with pytest.raises(InputError, match=r"temperature=-1 .*; top_p=0 "):
         Sampling(temperature=-1, top_p=0)
+
+
+def test_what_only_the_engine_does_is_refused(model):
+    with pytest.raises(InputError, match="top_k, stop need the serving engine"):
+        generate(model, CHIP, [1], 1, Sampling(top_k=3, stop=("x",)))

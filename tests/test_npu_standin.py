@@ -106,7 +106,8 @@ found = {"npu": losses(chip), "reference": losses(open_chip("cpu:reference"))}
 
 def test_decoding_is_the_references_and_reads_back_one_value_a_token(on_standin):
     seen = on_standin("""
-from anychip.serve.generate import Sampling, generate
+from anychip.serve.generate import generate
+from anychip.serve.request import Sampling
 def text(chip):
     model = vivid_model(nano(), chip.ops()).to(chip.device)
     return list(generate(model, chip, random_ids(300).tolist(), 4, Sampling(temperature=0.0)))

@@ -14,7 +14,6 @@ from anychip.config import load_config
 from anychip.serve.api.app import make_app
 from anychip.serve.api.settings import ApiSettings
 from anychip.serve.engine import Engine
-from anychip.serve.generate import Sampling as Drawn
 from anychip.serve.generate import generate
 from anychip.serve.models import open_model
 from anychip.serve.request import Request, Sampling
@@ -46,9 +45,9 @@ def test_a_family_is_served_and_its_tokens_are_those_of_plain_generation(family)
     chip = open_chip("cpu")
     model = vivid_model(load_config(f"{family}-nano"), chip.ops())
     style, prompt = chat_format(family), tuple(WORDS.encode("In the beginning the whale said, come. " * 30))
-    expected = list(generate(model, chip, prompt, 12, Drawn(0)))
+    expected = list(generate(model, chip, prompt, 12, Sampling(0)))
     ids = WORDS.encode(style.encode(TALK))
-    told = WORDS.decode(list(generate(model, chip, ids, 8, Drawn(0))))
+    told = WORDS.decode(list(generate(model, chip, ids, 8, Sampling(0))))
     rule = Sampling(temperature=0, max_tokens=12, ignore_eos=True)
     settings = EngineSettings(max_batch=4, max_pass_tokens=96, cache_tokens=4096, speculate=bool(model.mtp))
     with Engine.start(model, chip, WORDS, settings) as engine:

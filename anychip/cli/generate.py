@@ -28,9 +28,9 @@ def generate(
     Example: [bold]anychip generate --model nano --prompt "And it came to pass" --max-new-tokens 64[/bold]
     """
     from ..chips import open_chip
-    from ..serve.generate import Sampling
     from ..serve.generate import generate as tokens_of
     from ..serve.models import open_model
+    from ..serve.request import Sampling
 
     sampling, device = Sampling(temperature, top_p, seed), open_chip(chip)
     with progress_bar("loading the model") as advance:

@@ -9,7 +9,8 @@ import torch
 
 from ..chips import Chip
 from ..model.moe import MoE
-from ..serve.generate import Sampling, generate
+from ..serve.generate import generate
+from ..serve.request import Sampling
 from ..text.batches import TokenBatches
 from ..train.settings import TrainSettings
 from ..train.trainer import Trainer

@@ -34,7 +34,8 @@ from torch import Tensor
 from .. import __version__
 from ..chips import Chip, open_chip
 from ..doctor import Probe, examine
-from ..serve.generate import Sampling, generate
+from ..serve.generate import generate
+from ..serve.request import Sampling
 from ..text.batches import TokenBatches
 from ..train.settings import TrainSettings
 from ..train.trainer import Trainer

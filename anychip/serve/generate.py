@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -11,46 +11,29 @@ from torch import Tensor
 from ..chips import Chip
 from ..errors import InputError
 from ..model import Layout, State, Transformer
+from .request import Sampling
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn. Defaults are the publisher's (temperature 1, top_p 1); temperature 0 is greedy.
-
-    `top_p` keeps the fewest likeliest tokens whose probabilities sum to at least that. Raises InputError, with all
-    reasons, for values out of range.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature={self.temperature} must be 0 (greedy) or above")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p={self.top_p} must be above 0 and at most 1")
-        if problems:
-            raise InputError("cannot sample: " + "; ".join(problems))
+_DRAWN = ("temperature", "top_p", "seed")  # of Sampling: what a single sequence takes
 
 
 def generate(model: Transformer, chip: Chip, prompt_ids: Sequence[int], max_new_tokens: int,
              sampling: Sampling | None = None, *, eos_id: int | None = None) -> Iterator[int]:
     """Yield up to `max_new_tokens` ids that continue the prompt, each as soon as it is drawn.
 
-    Ends after `eos_id` where one is given (it is yielded). The same seed draws the same tokens; two chips whose
+    Of `sampling`, temperature, top_p and seed count; the rest is the engine's, and refused here. Ends after `eos_id` where one is given (it is yielded). The same seed draws the same tokens; two chips whose
     logits differ a little mostly draw the same ones too. Raises InputError at the call for an empty prompt, ids
     outside the vocabulary, fewer than one new token, or more tokens than the model's context.
     """
-    _check(model, prompt_ids, max_new_tokens)
-    return _continue(model, chip, list(prompt_ids), max_new_tokens, (sampling or Sampling(), eos_id))
+    sampling = sampling or Sampling()
+    _check(model, prompt_ids, max_new_tokens, sampling)
+    return _continue(model, chip, list(prompt_ids), max_new_tokens, (sampling, eos_id))
 
 
 def _continue(model: Transformer, chip: Chip, prompt: list[int], max_new_tokens: int,
               rule: tuple[Sampling, int | None]) -> Iterator[int]:
     sampling, eos_id = rule
-    random = torch.Generator().manual_seed(sampling.seed)
+    random = torch.Generator()
+    random.seed() if sampling.seed is None else random.manual_seed(sampling.seed)
     state = State(model.config, len(prompt) + max_new_tokens, device=chip.device)
     logits = _prefill(model, prompt, state)
     for count in range(1, max_new_tokens + 1):
@@ -92,8 +75,12 @@ def draw(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     return int(torch.searchsorted(total, bound, right=True).clamp_max(int(probability.nonzero()[-1])))
 
 
-def _check(model: Transformer, prompt: Sequence[int], max_new_tokens: int) -> None:
+def _check(model: Transformer, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling) -> None:
     config, problems = model.config, []
+    asked = [each.name for each in fields(Sampling) if each.name not in _DRAWN
+             and getattr(sampling, each.name) != getattr(Sampling(), each.name)]
+    if asked:
+        problems.append(f"{', '.join(asked)} need the serving engine")
     if not prompt:
         problems.append("the prompt is empty: give at least one token")
     if max_new_tokens < 1:
