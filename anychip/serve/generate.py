@@ -20,9 +20,10 @@ def generate(model: Transformer, chip: Chip, prompt_ids: Sequence[int], max_new_
              sampling: Sampling | None = None, *, eos_id: int | None = None) -> Iterator[int]:
     """Yield up to `max_new_tokens` ids that continue the prompt, each as soon as it is drawn.
 
-    Of `sampling`, temperature, top_p and seed count; the rest is the engine's, and refused here. Ends after `eos_id` where one is given (it is yielded). The same seed draws the same tokens; two chips whose
-    logits differ a little mostly draw the same ones too. Raises InputError at the call for an empty prompt, ids
-    outside the vocabulary, fewer than one new token, or more tokens than the model's context.
+    Of `sampling`, temperature, top_p and seed count; the rest is the engine's, and refused here. Ends after `eos_id`
+    where one is given (it is yielded). The same seed draws the same tokens; two chips whose logits differ a little
+    mostly draw the same ones too. Raises InputError at the call for an empty prompt, ids outside the vocabulary, fewer
+    than one new token, or more tokens than the model's context.
     """
     sampling = sampling or Sampling()
     _check(model, prompt_ids, max_new_tokens, sampling)
