@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,7 @@ class Ours:
     """anychip on the chip `cpu`."""
 
     name = "anychip"
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         self.config = config
@@ -45,20 +47,20 @@ class Ours:
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> float:
         """One step on [B, L] tokens: forward, loss, backward, AdamW. No MTP loss, as the peer has none."""
-        start = time.perf_counter()
+        start = self.clock()
         hidden = self.model(inputs.flatten(), Layout.whole([inputs.shape[1]] * inputs.shape[0])).hidden_Td
         self.model.ops.cross_entropy(hidden, self.model.head.weight, targets.flatten()).mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def prefill(self, ids: Tensor) -> float:
         """Fill an empty state with the ids, in chunks, and compute the last token's logits."""
-        start = time.perf_counter()
+        start = self.clock()
         with torch.inference_mode():
             hidden, _ = self._fill(ids, len(ids))
             self.model.logits(hidden[-1:])
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def decode(self, context: int, steps: int) -> list[float]:
         """Times of single-token steps after a real context."""
@@ -67,10 +69,10 @@ class Ours:
         with torch.inference_mode():
             hidden, state = self._fill(ids, context + steps)
             for i in range(steps):
-                start = time.perf_counter()
+                start = self.clock()
                 token = self.model.logits(hidden[-1:]).argmax(-1)
                 hidden = self.model(token, Layout((context + i,), (1,)), state).hidden_Td
-                times.append(time.perf_counter() - start)
+                times.append(self.clock() - start)
         return times
 
     def _fill(self, ids: Tensor, max_tokens: int) -> tuple[Tensor, State]:
@@ -95,6 +97,7 @@ class Peer:
     """transformers' model of the family, fp32, as it comes."""
 
     name = "transformers"
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
 
     def __init__(self, model: Transformer) -> None:
         from transformers import AutoModelForCausalLM
@@ -110,19 +113,19 @@ class Peer:
 
     def train_step(self, inputs: Tensor, targets: Tensor) -> float:
         """The same step on the same tokens."""
-        start = time.perf_counter()
+        start = self.clock()
         logits = self.model(input_ids=inputs, use_cache=False).logits
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def prefill(self, ids: Tensor) -> float:
         """One pass over the ids that fills its cache; last token's logits."""
-        start = time.perf_counter()
+        start = self.clock()
         with torch.inference_mode():
             self.model(input_ids=ids[None], use_cache=True, logits_to_keep=1)
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def decode(self, context: int, steps: int) -> list[float]:
         """Times of single-token steps after a real context."""
@@ -130,10 +133,10 @@ class Peer:
         with torch.inference_mode():
             out: Any = self.model(input_ids=random_ids(self.config, context)[None], use_cache=True, logits_to_keep=1)
             for _ in range(steps):
-                start = time.perf_counter()
+                start = self.clock()
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
                 out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-                times.append(time.perf_counter() - start)
+                times.append(self.clock() - start)
         return times
 
 
