@@ -62,7 +62,8 @@ STAGES = {"train": train, "decode": decode}
 def summary(found: Samples) -> dict[str, float]:
     """Return how many times faster than transformers, from medians, with the range over the rounds."""
     def ratios(what: str, side: str) -> list[float]:
-        return [a / b for a, b in zip(found.get((what, side), []), found.get(("train", "transformers"), []), strict=True)]
+        pair = (found.get(key, []) for key in ((what, side), ("train", "transformers")))
+        return [a / b for a, b in zip(*pair, strict=True)]
 
     pair = (found.get((f"decode_{CONTEXT}", side), []) for side in ("anychip", "transformers"))
     decoded = [theirs / mine for mine, theirs in zip(*pair, strict=True)]
