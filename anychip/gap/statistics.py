@@ -59,14 +59,8 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
 
     Equal pairs have p 1. Differences that are all the same and not 0 have p 0: the runs are deterministic.
     """
-    delta = np.asarray(b, float) - np.asarray(a, float)
-    interval = mean(delta)
-    if len(delta) < 2:
-        return Test(interval, math.nan)
-    if np.ptp(delta) == 0:
-        return Test(interval, 1.0 if delta[0] == 0 else 0.0)
-    t = interval.value / (np.std(delta, ddof=1) / math.sqrt(len(delta)))
-    return Test(interval, float(2 * special.stdtr(len(delta) - 1, -abs(t))))
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return Test(mean(b - a), float(paired_t_each(a[:, None], b[:, None])[1][0]))
 
 
 def ratio_of_positive(a: np.ndarray, b: np.ndarray, *, paired: bool) -> Interval:
@@ -107,8 +101,13 @@ def paired_t_each(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
     `paired_t` of each column; NaN p with one run. Adjust with `holm` before accusing one of them.
     """
-    tests = [paired_t(x, y) for x, y in zip(np.asarray(a, float).T, np.asarray(b, float).T, strict=True)]
-    return np.array([test.difference.value for test in tests]), np.array([test.p for test in tests])
+    delta = np.asarray(b, float) - np.asarray(a, float)
+    n, found = len(delta), delta.mean(0)
+    if n < 2:
+        return found, np.full(found.shape, math.nan)
+    same = np.ptp(delta, 0) == 0
+    spread = np.where(same, 1.0, delta.std(0, ddof=1)) / math.sqrt(n)
+    return found, np.where(same, delta[0] == 0, 2 * special.stdtr(n - 1, -abs(found / spread)))
 
 
 def reference_convergence(reference: np.ndarray, tested: np.ndarray, p: float = 0.05) -> tuple[float, bool]:
