@@ -86,11 +86,11 @@ def test_chats_that_cannot_be_learnt_from_are_named_together(tmp_path):
 
 def test_mtp_reads_the_prompts_tokens_although_they_are_no_targets(tmp_path):
     from anychip.parallel import Batch
-    from anychip.train.objective import _next_ids
+    from anychip.train.objective import next_ids
 
     batch = Batch.of(*PackedBatches(chat_rows(write(tmp_path / "a.jsonl", {"messages": TALK}), WORDS, 64), 1, 0).at(0))
     whole = WORDS.encode(encode_messages(TALK))
-    assert _next_ids(batch)[: len(whole) - 1].tolist() == whole[1:]
+    assert next_ids(batch)[: len(whole) - 1].tolist() == whole[1:]
 
 
 def answer(model, text, count):
