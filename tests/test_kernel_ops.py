@@ -52,7 +52,7 @@ def test_every_op_of_the_seam_has_a_kernel_and_a_refused_call_is_the_definition_
     x, w = torch.randn(5, 16), torch.randn(8, 16)
     assert torch.equal(ops.linear(x, w), Ops.linear(x, w))
     assert ops.kernels()["linear"] == "matmul.linear; some calls in plain torch: this launcher runs nothing"
-    assert ops.kernels()["rms_norm"] == "normalize.rms_norm" and ops.block(None, x, x, None, None) is None
+    assert ops.kernels()["rms_norm"] == "normalize.rms_norm" and ops.blocks([], x, x, None) is None
 
 
 @needs_triton
