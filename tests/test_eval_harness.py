@@ -26,7 +26,7 @@ num_fewshot: 2
 fewshot_config: {{sampler: first_n}}
 doc_to_text: "Q: {{{{a}}}} + {{{{b}}}}?\\nA:"
 doc_to_target: "{{{{a + b}}}}"
-generation_kwargs: {{until: ["Q:"], max_gen_toks: 16}}
+generation_kwargs: {{until: {until}, max_gen_toks: 16}}
 metric_list: [{{metric: {metric}}}]
 filter_list:
   - name: strict
@@ -47,8 +47,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write(folder, kind="generate_until", metric="exact_match"):
-    text = TASK.format(data=folder / "data.jsonl", kind=kind, metric=metric)
+def write(folder, kind="generate_until", metric="exact_match", until='["Q:"]'):
+    text = TASK.format(data=folder / "data.jsonl", kind=kind, metric=metric, until=until)
     (folder / "tasks" / "sums.yaml").write_text(text)
     return folder / "tasks"
 
@@ -84,6 +84,11 @@ def harness_scores(said, tasks):
 
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     return simple_evaluate(Same(), tasks=["sums"], task_manager=manager, bootstrap_iters=0)["results"]["sums"]
+
+
+def test_one_end_may_stand_alone(folder):
+    task = find_task("lm:sums", write(folder, until='"Q:"'))
+    assert [task.judge(task.questions[0], reply) for reply in ("= 4 Q: = 9", "Q: = 4")] == [("4", True), (None, False)]
 
 
 @pytest.mark.parametrize(("name", "change", "message"), [

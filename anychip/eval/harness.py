@@ -56,7 +56,8 @@ class _Harness:
         if wanted and wanted not in filters:
             raise InputError(f"{self._name} has no filter {wanted!r}: choose of {', '.join(filters)}")
         self._filter = filters[wanted] if wanted else next(iter(filters.values()))
-        self._until = task.config.generation_kwargs.get("until") or []
+        until = task.config.generation_kwargs.get("until") or []
+        self._until = [until] if isinstance(until, str) else [end for end in until if end]
         task.build_all_requests()
         self._instances = {str(instance.doc_id): instance for instance in task.instances}
 

@@ -6,6 +6,7 @@
 #include "index.h"
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__linux__)
 #define ANYCHIP_ROUGH
+#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif

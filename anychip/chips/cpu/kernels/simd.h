@@ -3,9 +3,6 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 typedef float f8 __attribute__((vector_size(32)));
 typedef float f8u __attribute__((vector_size(32), aligned(4), may_alias));  // a load from any address
@@ -36,7 +33,7 @@ typedef float f16u __attribute__((vector_size(64), aligned(4), may_alias));
 constexpr int SIXTEENS = 8;  // vectors of sixteen sums that hide a multiply-add's latency
 INLINE Sixteen load16(const float* p) { return *reinterpret_cast<const f16u*>(p); }
 INLINE void store16(float* p, Sixteen v) { *reinterpret_cast<f16u*>(p) = v; }
-INLINE Sixteen all16(float x) { return (Sixteen)_mm512_set1_ps(x); }
+INLINE Sixteen all16(float x) { return x - Sixteen{}; }
 INLINE Sixteen hold16(Sixteen v) {
     asm("" : "+v"(v));
     return v;
