@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -23,10 +24,12 @@ def show_fits(fits: Sequence[Fit], console: Console) -> None:
     first = fits[0]
     console.print(f"[bold]{first.model}[/bold] on {first.cluster.describe()}, "
                   f"{first.cluster.facts.memory_bytes / 2**30:g} GiB a device, cache {first.serving.cache} "
-                  "(bytes counted; reserves are guesses); @: sequences of that context in all", highlight=False)
+                  "(GB a device, bytes counted; reserves are guesses); @: sequences of that context in all",
+                  highlight=False)
     contexts = [context for context in first.sequences if context in (4096, 131072, 1048576)]
     table = Table(*(Column(name, no_wrap=True, justify="right") for name in (
-        "GB a device:", "fits", "TP", "experts", "others", "buffers", "free", *(f"@{n // 1024}K" for n in contexts))))
+        "weights", "fits", "TP", "experts", "others", "buffers", "free", *("@1M" if n == 2**20 else f"@{n // 1024}K" for n in contexts))),
+        box=SIMPLE_HEAD, pad_edge=False)
     for fit in fits:
         parts = fit.parts
         buffers = sum(parts.values()) - parts["routed experts"] - parts["other weights"]
