@@ -27,8 +27,9 @@ def show_fits(fits: Sequence[Fit], console: Console) -> None:
                   "(GB a device, bytes counted; reserves are guesses); @: sequences of that context in all",
                   highlight=False)
     contexts = [context for context in first.sequences if context in (4096, 131072, 1048576)]
+    lengths = ("@1M" if n == 2**20 else f"@{n // 1024}K" for n in contexts)
     table = Table(*(Column(name, no_wrap=True, justify="right") for name in (
-        "weights", "fits", "TP", "experts", "others", "buffers", "free", *("@1M" if n == 2**20 else f"@{n // 1024}K" for n in contexts))),
+        "weights", "fits", "TP", "experts", "others", "buffers", "free", *lengths)),
         box=SIMPLE_HEAD, pad_edge=False)
     for fit in fits:
         parts = fit.parts
